@@ -1,0 +1,104 @@
+"""What the command line shows: stdout is data, stderr is progress and errors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def out() -> Console:
+    """Console for data; wide enough for the tables when stdout is a file or a pipe."""
+    console = Console(soft_wrap=False)
+    return console if console.is_terminal else Console(width=120, soft_wrap=False)
+
+
+def err() -> Console:
+    """Console for everything that is not data."""
+    return Console(stderr=True)
+
+
+class BarProgress:
+    """A bar with time left on a terminal, a line now and then elsewhere, nothing if quiet.
+
+    Use as a context manager; it is the library's Progress.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = err()
+        self._plain = not self._console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or self._plain,
+        )
+        self._task: TaskID | None = None
+        self._text, self._total, self._done = "", 1.0, 0.0
+        self._begun = self._told = 0.0
+
+    def __enter__(self) -> BarProgress:
+        """Start drawing."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Stop drawing and clear the bar."""
+        self._bar.stop()
+
+    def stage(self, text: str) -> None:
+        """Name a step of unknown length."""
+        if self._quiet:
+            return
+        if self._plain:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._replace(text, None)
+
+    def begin(self, text: str, total: float) -> None:
+        """Start a step of known length."""
+        self._text, self._total, self._done = text, total, 0.0
+        self._begun = self._told = time.monotonic()
+        if not self._quiet and not self._plain:
+            self._replace(text, total)
+
+    def advance(self, done: float) -> None:
+        """Move on."""
+        self._done += done
+        if self._task is not None:
+            self._bar.advance(self._task, done)
+        elif self._plain and not self._quiet and time.monotonic() - self._told > 15:
+            self._told = time.monotonic()
+            share = min(1.0, self._done / self._total)
+            left = (self._told - self._begun) * (1 - share) / max(share, 1e-6)
+            line = f"{self._text} {share:.0%}, about {left / 60:.1f} min left"
+            print(line, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self._quiet:
+            self._bar.console.print(text, style="yellow", markup=False, highlight=False)
+
+    def _replace(self, text: str, total: float | None) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(text, total=total)

@@ -1,0 +1,110 @@
+"""The `nybble` command: parse, call the library, print; no logic.
+
+Exit codes: 0 done; 1 an error the user can act on, a failed row or a failed gate; 2 a bug;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from nybble.cli.completion import completion
+from nybble.cli.doctor import doctor
+from nybble.cli.formats import formats
+from nybble.cli.measure import measure
+from nybble.environment import VERSION
+from nybble.errors import NybbleError, nearest
+
+_GREEDY = ("--text",)
+
+
+class Group(click.Group):
+    """Names the nearest command when one is mistyped."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = nearest(args[0], self.commands)
+            raise NybbleError(
+                "unknown command" + (f"; did you mean {near}?" if near else ""),
+                seen=args[0],
+                allowed=sorted(self.commands),
+                hint="nybble --help",
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, "-V", "--version", prog_name="nybble")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """4-bit and 8-bit KV caches that can be trusted: measure what a KV type costs."""
+
+
+for command in (measure, doctor, formats, completion):
+    cli.add_command(command)
+
+
+def spread(args: Sequence[str]) -> list[str]:
+    """Let an option take several words, as shells expand `--text docs/*.txt`."""
+    done: list[str] = []
+    greedy = None
+    for arg in args:
+        if arg.startswith("-"):
+            greedy = None
+        elif greedy and done[-1] != greedy and not arg.lower().endswith(".gguf"):
+            done.append(greedy)
+        done.append(arg)
+        if arg in _GREEDY:
+            greedy = arg
+    return done
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    # Accepted anywhere, since it is added to a command that has just failed.
+    words = [*(["--debug"] if debug else []), *(w for w in spread(words) if w != "--debug")]
+    try:
+        code = cli.main(args=words, prog_name="nybble", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except NybbleError as error:
+        return _fail(f"error: {error}", debug)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "nybble"
+        return _fail(f"error: {error.format_message()}\n  try:     {where} --help", debug)
+    except click.ClickException as error:
+        return _fail(f"error: {error.format_message()}", debug)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; finished cells are kept, the same command continues", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        _fail(
+            f"unexpected error: {type(error).__name__}: {error}\n"
+            "  this is a bug in nybble; finished cells are kept\n"
+            "  try:     the same command with --debug, and report what it prints",
+            debug,
+        )
+        return 2
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(message, err=True)
+    return 1
+
+
+def run() -> None:
+    """Console entry point."""
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""`nybble measure`: what KV settings cost in quality on one model, or on two side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nybble.cli import console
+from nybble.environment import command_line
+from nybble.errors import NybbleError
+from nybble.formats import expand
+from nybble.scoring.corpora import CATEGORIES
+from nybble.scoring.measure import PlannedCell, Result, plan_cells
+from nybble.scoring.measure import measure as run_measure
+from nybble.scoring.request import (
+    DEFAULT_CONTEXT,
+    DEFAULT_SETTINGS,
+    FRAMINGS,
+    VIAS,
+    WEIGHTS,
+    MeasureRequest,
+)
+
+_PATH = click.Path(path_type=Path)
+_EXAMPLES = """\b
+Examples:
+  nybble measure                                        the demo model, under 4 minutes
+  nybble measure model.gguf --kv q8_0/q4_0,q4_0/q4_0
+  nybble measure model.gguf --k q8_0,q5_1 --v q4_0 --rotation on,off
+  nybble measure model.gguf --context 2048,8192 --documents 8
+  nybble measure model.gguf --text notes/*.txt --fail-over 0.02
+  nybble measure qat.gguf --against base.gguf --kv q4_0/q4_0
+"""
+
+
+def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    if not value:
+        return ()
+    try:
+        return tuple(dict.fromkeys(int(v.replace("_", "")) for v in value.split(",")))
+    except ValueError as error:
+        raise NybbleError(
+            f"{param.opts[0]} takes whole numbers with commas between",
+            seen=value,
+            hint=f"{param.opts[0]} 1024,8192",
+        ) from error
+
+
+def _names(value: str | None) -> tuple[str, ...] | None:
+    return tuple(v.strip() for v in value.split(",") if v.strip()) if value else None
+
+
+def _rotations(value: str) -> tuple[bool, ...]:
+    parts = [v.strip().lower() for v in value.split(",") if v.strip()]
+    if not parts or not set(parts) <= {"on", "off"}:
+        raise NybbleError("unknown value for --rotation", seen=value, allowed="on, off or on,off")
+    return tuple(dict.fromkeys(part == "on" for part in parts))
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("model", required=False, type=_PATH)
+@click.option("--against", type=_PATH, help="A second model with the same vocabulary: four cells.")
+@click.option("--kv", help=f"Settings K/V, with commas.  [default: {','.join(DEFAULT_SETTINGS)}]")
+@click.option("--k", help="K types, crossed with --v.")
+@click.option("--v", help="V types, crossed with --k.")
+@click.option("--rotation", default="on", show_default=True, help="on, off, or on,off for both.")
+@click.option("--split-kv", is_flag=True, help="Also K alone and V alone of every setting.")
+@click.option("--context", callback=_integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
+@click.option("--memory-at", callback=_integers, help="Also state cache bytes at these contexts.")
+@click.option("--categories", help=f"Of {', '.join(CATEGORIES)}.  [default: all]")
+@click.option("--documents", type=int, help="Documents per category.  [default: 1; own text 8]")
+@click.option("--text", multiple=True, type=_PATH, metavar="FILE...", help="Your UTF-8 text.")
+@click.option("--jsonl", type=_PATH, help="Your conversations or texts, one JSON object a line.")
+@click.option("--score-from", type=float, default=0.5, show_default=True,
+              help="Fraction of the context that is not scored.")  # fmt: skip
+@click.option("--via", default="prefill", show_default=True, help=" or ".join(VIAS) + ".")
+@click.option("--weights", default="f16", show_default=True,
+              help=f"{', '.join(WEIGHTS)}: what quantized weights are scored as.")  # fmt: skip
+@click.option("--framing", default="auto", show_default=True, help=", ".join(FRAMINGS) + ".")
+@click.option("--thresholds", type=_PATH, help="TOML file with the limits of the verdict.")
+@click.option("--fail-over", type=float, metavar="KLD",
+              help="Exit 1 if a setting's mean KLD is above this.")  # fmt: skip
+@click.option("--out", type=_PATH, help="Run folder.  [default: one in ./nybble-results]")
+@click.option("--fresh", is_flag=True, help="Score again what is there already.")
+@click.option("--dry-run", is_flag=True, help="List the cells with bytes and rough time.")
+@click.option("--threads", type=int, help="CPU threads.  [default: all usable]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--timeout", type=float, default=1800.0, show_default=True,
+              help="Seconds of silence after which the engine counts as hung.")  # fmt: skip
+@click.option("--json", "form", flag_value="json", help="The whole record on stdout.")
+@click.option("--csv", "form", flag_value="csv", help="One line per row on stdout.")
+@click.option("--markdown", "form", flag_value="markdown", help="A table to paste on stdout.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def measure(
+    kv: str | None,
+    k: str | None,
+    v: str | None,
+    rotation: str,
+    context: tuple[int, ...],
+    categories: str | None,
+    fail_over: float | None,
+    dry_run: bool,
+    form: str | None,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Measure what KV settings cost in quality on MODEL (a GGUF; the demo model without one).
+
+    Every setting is compared token by token with a 16-bit cache on the same weights, over the
+    full vocabulary, in llama.cpp itself. The same command again continues where it stopped.
+    """
+    rotations = _rotations(rotation)
+    if not (kv or k or v):
+        kv = ",".join(DEFAULT_SETTINGS)
+    request = MeasureRequest(
+        settings=tuple(expand(kv, k, v, rotations)),
+        contexts=context or (DEFAULT_CONTEXT,),
+        categories=_names(categories),
+        command=command_line(),
+        **options,
+    )
+    if dry_run:
+        _show_plan(plan_cells(request), form)
+        return 0
+    with console.BarProgress(quiet) as progress:
+        result = run_measure(request, progress)
+        progress.stage("writing the report")
+        report = _write_report(result)
+    _show(result, report, form)
+    return _gate(result, fail_over)
+
+
+def _write_report(result: Result) -> Path:
+    # Imported here: the plotting library takes half a second that other commands need not pay.
+    from nybble.report.html import html_report
+    from nybble.report.table import markdown
+    from nybble.results.store import write_text
+
+    write_text(result.folder / "report.md", markdown(result.measurement))
+    return write_text(result.folder / "report.html", html_report(result.measurement))
+
+
+def _show(result: Result, report: Path, form: str | None) -> None:
+    from nybble.report.table import csv_text, markdown, rich_table
+    from nybble.results.records import to_json
+
+    measurement = result.measurement
+    texts = {"json": to_json, "csv": csv_text, "markdown": markdown}
+    if form:
+        click.echo(texts[form](measurement).rstrip("\n"))
+        return
+    out = console.out()
+    out.print(rich_table(measurement))
+    out.print()
+    out.print(measurement.recommendation, style="bold", markup=False, highlight=False)
+    for warning in measurement.warnings:
+        out.print(f"note: {warning}", markup=False, highlight=False)
+    click.echo(f"\nreport: {report}\nrows:   {result.folder / 'rows'}")
+
+
+def _gate(result: Result, fail_over: float | None) -> int:
+    code = 0
+    for row in result.failed:
+        click.echo(f"failed: {row.setting} at context {row.context:,}: {row.error}", err=True)
+        code = 1
+    if fail_over is None:
+        return code
+    for row in result.measurement.rows:
+        if row.role != "candidate" or row.status != "done" or row.model != row.reference:
+            continue
+        kld = row.metrics["mean_kld"]
+        if not kld.value <= fail_over:
+            click.echo(
+                f"gate: {row.setting} at context {row.context:,} has mean KLD {kld.value:.4g}, "
+                f"over the limit of {fail_over:g}",
+                err=True,
+            )
+            code = 1
+    return code
+
+
+def _show_plan(cells: list[PlannedCell], form: str | None) -> None:
+    import json
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    if form == "json":
+        click.echo(json.dumps([asdict(c) for c in cells], indent=1))
+        return
+    table = Table(title="cells to score", title_justify="left")
+    for name in ("KV type", "role", "context", "chunks", "bits", "B/token", "cache", "about"):
+        table.add_column(name, justify="left" if name in ("KV type", "role") else "right")
+    for c in cells:
+        table.add_row(
+            c.setting, c.role, f"{c.context:,}", str(c.chunks), f"{c.bits:g}",
+            f"{c.bytes_per_token:,.0f}", f"{c.cache_bytes / 2**20:.1f} MiB", f"{c.seconds:.0f} s",
+        )  # fmt: skip
+    console.out().print(table)
+    total = sum(c.seconds for c in cells)
+    click.echo(f"about {total / 60:.1f} minutes here, good to a factor of two; nothing was run")

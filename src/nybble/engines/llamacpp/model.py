@@ -1,0 +1,218 @@
+"""One loaded model and its contexts, each with a KV setting of its own.
+
+Call these in a child process only (scoring/worker.py does): a failed assertion in llama.cpp
+aborts the whole process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nybble.engines.llamacpp.cachelog import AppliedCache, parse_cache_log
+from nybble.engines.llamacpp.ffi import ffi, library, take_log
+from nybble.errors import EngineError
+from nybble.formats import KVSetting
+
+UBATCH = 512  # llama.cpp's default micro-batch; sliding caches are sized by it
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the scorer needs of a tokenizer: sizes and the special ids (-1: none)."""
+
+    n_tokens: int
+    bos: int
+    eos: int
+    add_bos: bool
+    bos_text: str
+    eos_text: str
+
+
+class Model:
+    """Weights loaded once; makes contexts.
+
+    Args:
+        path: a GGUF file.
+        no_alloc: read the metadata only; contexts made of it report their sizes but cannot
+            decode (llama.cpp's own dry run for memory fitting).
+
+    Raises:
+        EngineError: llama.cpp refused the file; carries its last log lines.
+    """
+
+    def __init__(self, path: Path, *, no_alloc: bool = False) -> None:
+        self._lib = library()
+        take_log()
+        params = self._lib.llama_model_default_params()
+        params.no_alloc = no_alloc
+        if no_alloc:
+            params.load_mode = 0  # nothing is mapped or read
+        self._ptr = self._lib.llama_model_load_from_file(os.fsencode(path), params)
+        if self._ptr == ffi.NULL:
+            raise EngineError(
+                "llama.cpp cannot load this model",
+                seen=f"{path}: {_last_lines(take_log())}",
+                hint="download the file again, or try another quantization of the model",
+            )
+        self._vocab = self._lib.llama_model_get_vocab(self._ptr)
+        bos, eos = self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab)
+        self.context_length = int(self._lib.llama_model_n_ctx_train(self._ptr))
+        self.vocabulary = Vocabulary(
+            n_tokens=int(self._lib.llama_vocab_n_tokens(self._vocab)),
+            bos=int(bos),
+            eos=int(eos),
+            add_bos=bool(self._lib.llama_vocab_get_add_bos(self._vocab)),
+            bos_text=self._token_text(bos),
+            eos_text=self._token_text(eos),
+        )
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        text: bytes = ffi.string(self._lib.llama_vocab_get_text(self._vocab, token))
+        return text.decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, special: bool) -> npt.NDArray[np.int32]:
+        """Token ids of `text`, without BOS.
+
+        Args:
+            text: any text.
+            special: read control tokens written in the text (chat templates) as such.
+        """
+        data = text.encode("utf-8")
+        size = len(data) + 8
+        out = np.empty(size, dtype=np.int32)
+        n = self._lib.llama_tokenize(
+            self._vocab, data, len(data), ffi.from_buffer("int32_t[]", out), size, False, special
+        )
+        if n < 0:
+            raise EngineError("llama.cpp cannot tokenize this text", seen=f"{len(data)} bytes")
+        return out[:n].copy()
+
+    def context(
+        self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False
+    ) -> Context:
+        """Make a context whose cache is stored as `setting` says.
+
+        Args:
+            setting: K type, V type, rotation.
+            n_ctx: tokens the cache holds.
+            rows: most logit rows asked for in one call; bounds the engine's buffers.
+            threads: CPU threads.
+            swa_full: give sliding layers full-length caches (servers do not).
+
+        Raises:
+            EngineError: refused, or the engine's own log shows another cache than asked for.
+        """
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = min(UBATCH, n_ctx)
+        params.n_outputs_max = params.n_outputs_max_per_seq = rows
+        params.type_k, params.type_v = setting.k_type.ggml_id, setting.v_type.ggml_id
+        params.flash_attn_type = 1  # quantized V needs it, so every lane uses it
+        params.n_threads = params.n_threads_batch = threads
+        params.swa_full = swa_full
+        take_log()
+        with _rotation(setting.rotation):
+            ptr = self._lib.llama_init_from_model(self._ptr, params)
+        log = take_log()
+        if ptr == ffi.NULL:
+            raise EngineError(
+                f"llama.cpp refuses a context of {n_ctx:,} tokens with {setting}",
+                seen=_last_lines(log),
+                hint="nybble formats",
+            )
+        applied = parse_cache_log(log)
+        applied.verify(setting)
+        return Context(self._lib, ptr, self.vocabulary.n_tokens, params.n_ubatch, applied)
+
+    def close(self) -> None:
+        """Free the weights; contexts must be closed before."""
+        if self._ptr != ffi.NULL:
+            self._lib.llama_model_free(self._ptr)
+            self._ptr = ffi.NULL
+
+
+class Context:
+    """One KV cache over the loaded model."""
+
+    def __init__(self, lib: Any, ptr: Any, n_vocab: int, ubatch: int, applied: AppliedCache):
+        self._lib, self._ptr, self._n_vocab = lib, ptr, n_vocab
+        self._batch = lib.llama_batch_init(ubatch, 0, 1)
+        self._ubatch = ubatch
+        self.applied = applied
+
+    def clear(self) -> None:
+        """Empty the cache."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ptr), True)
+
+    def prefill(self, tokens: Sequence[int], first: int) -> Iterator[int]:
+        """Decode tokens at positions first.., without logits; yields tokens done per call."""
+        for start in range(0, len(tokens), self._ubatch):
+            part = tokens[start : start + self._ubatch]
+            self._decode(part, first + start, logits=False)
+            self._lib.llama_synchronize(self._ptr)
+            yield len(part)
+
+    def score(self, tokens: Sequence[int], first: int) -> npt.NDArray[np.float32]:
+        """Decode tokens at positions first.. and return their logits.
+
+        Returns:
+            float32 [len(tokens), n_vocab]: a view of the engine's buffer, valid until the
+            next call on this context.
+        """
+        self._decode(tokens, first, logits=True)
+        size = len(tokens) * self._n_vocab
+        buffer = ffi.buffer(self._lib.llama_get_logits(self._ptr), size * 4)
+        return np.frombuffer(buffer, dtype=np.float32).reshape(len(tokens), self._n_vocab)
+
+    def _decode(self, tokens: Sequence[int], first: int, *, logits: bool) -> None:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = int(token)
+            batch.pos[i] = first + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = logits
+        code = self._lib.llama_decode(self._ptr, batch)
+        if code != 0:
+            raise EngineError(
+                f"llama_decode failed at position {first:,}",
+                seen=f"code {code}: {_last_lines(take_log())}",
+            )
+
+    def close(self) -> None:
+        """Free the cache."""
+        if self._ptr != ffi.NULL:
+            self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self._ptr)
+            self._ptr = ffi.NULL
+
+
+@contextmanager
+def _rotation(on: bool) -> Iterator[None]:
+    # llama.cpp reads this variable once, when a context is made, so contexts with and without
+    # rotation live side by side. Set it either way: the user's own environment must not decide.
+    name, before = "LLAMA_ATTN_ROT_DISABLE", os.environ.get("LLAMA_ATTN_ROT_DISABLE")
+    os.environ[name] = "0" if on else "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _last_lines(log: str, n: int = 3) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip(" .")]
+    return " | ".join(lines[-n:]) or "no message from the engine"

@@ -1,0 +1,104 @@
+"""Pictures of a measurement, as SVG for the report or as a file for a README.
+
+This module loads matplotlib; import it only where a picture is made.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nybble.errors import NybbleError
+from nybble.report import view
+from nybble.report.charts import along, canvas, categories, models, quality, sides, svg
+from nybble.report.charts.canvas import Picture, Theme
+from nybble.results.records import Measurement
+
+# In the order of the report; a picture that has nothing to show returns None.
+PICTURES: dict[str, Callable[[Measurement, Theme], Picture | None]] = {
+    "quality": quality.draw,
+    "models": models.draw,
+    "sides": sides.draw,
+    "along": along.draw,
+    "categories": categories.draw,
+}
+_PNG_DPI = 200
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture ready for a page.
+
+    Attributes:
+        key: key in `PICTURES`, also the id of the <svg>.
+        title: heading.
+        svg: inline <svg> element, coloured by CSS variables (see template).
+        summary: its text alternative.
+        caption: how to read it.
+        header: column titles of the table of the same numbers.
+        rows: that table.
+    """
+
+    key: str
+    title: str
+    svg: str
+    summary: str
+    caption: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def charts(m: Measurement) -> list[Chart]:
+    """Every picture that this measurement has numbers for."""
+    found = []
+    for key, draw in PICTURES.items():
+        with canvas.style(f"nybble-{key}"):
+            picture = draw(m, canvas.MARKED)
+            if picture is None:
+                continue
+            found.append(
+                Chart(
+                    key=key,
+                    title=picture.title,
+                    svg=svg.inline(picture, f"chart-{key}"),
+                    summary=picture.summary,
+                    caption=picture.caption,
+                    header=picture.header,
+                    rows=picture.rows,
+                )
+            )
+    return found
+
+
+def save_picture(m: Measurement, path: str | Path) -> None:
+    """Write quality against bytes on white, as SVG or PNG by the file's ending.
+
+    Raises:
+        NybbleError: another ending, no finished candidate, or the file cannot be written.
+    """
+    target = Path(path)
+    kind = target.suffix.lower()
+    if kind not in (".svg", ".png"):
+        raise NybbleError(
+            "a picture is written as SVG or PNG", seen=target.name, allowed=".svg, .png"
+        )
+    with canvas.style("nybble-picture"):
+        picture = quality.draw(m, canvas.PRINT)
+        if picture is None:
+            raise NybbleError(
+                "nothing to draw: no setting was measured to the end", seen=view.names(m)
+            )
+        if kind == ".svg":
+            data = svg.standalone(picture).encode("utf-8", "replace")
+        else:
+            out = io.BytesIO()
+            picture.figure.savefig(
+                out, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None}
+            )
+            data = out.getvalue()
+    try:
+        target.write_bytes(data)
+    except OSError as error:
+        raise NybbleError("the picture cannot be written", seen=f"{target}: {error}") from error

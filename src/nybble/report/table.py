@@ -1,0 +1,269 @@
+"""The measurement as a table: terminal, Markdown and CSV, from one list of columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nybble.report import cells, describe, view
+from nybble.report import format as fmt
+from nybble.results.records import Measurement, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDE = 100  # terminal columns from which every column is shown
+_STYLES = {"safe": "green", "degraded": "yellow", "broken": "red", "unresolved": "cyan"}
+_KLD = ("mean_kld", "interval", "p999_kld")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the main table.
+
+    Attributes:
+        key: stable name, also the CSS class.
+        title: in Markdown and HTML.
+        short: in the terminal, on two lines at most.
+        cell: text of a row's cell.
+        right: numbers are aligned to the right.
+        wide: left out in narrow terminals.
+    """
+
+    key: str
+    title: str
+    short: str
+    cell: Callable[[Row], str]
+    right: bool = True
+    wide: bool = False
+
+
+def _value(row: Row, name: str) -> float | None:
+    found = row.metrics.get(name)
+    return found.value if found else None
+
+
+def setting(row: Row) -> str:
+    """A row's KV setting, with the role where it is no candidate, starred when simulated."""
+    text = fmt.clean(row.setting, 24)
+    if row.role == "floor":
+        text = f"{text} (noise floor)"
+    elif row.role == "identity":
+        text = f"{text} (identity)"
+    return f"{text} *" if row.simulated else text
+
+
+def verdict(row: Row) -> str:
+    """safe, degraded, broken, unresolved, failed, or nothing for reference rows."""
+    if row.status == "failed":
+        return "failed"
+    return fmt.clean(row.verdict.label, 12) if row.verdict else ""
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("setting", "KV type", "KV type", setting, right=False),
+    Column("bits", "bits", "bits", lambda r: fmt.bits(r.bits), wide=True),
+    Column(
+        "bytes",
+        "bytes/token",
+        "bytes/\ntoken",
+        lambda r: fmt.size(r.bytes_per_token) if r.bytes_per_token else fmt.NONE,
+        wide=True,
+    ),
+    Column(
+        "cache",
+        "cache at context (MiB)",
+        "cache\nMiB",
+        lambda r: fmt.mib(r.cache_bytes) if r.cache_bytes else fmt.NONE,
+    ),
+    Column(
+        "mean_kld",
+        "mean KLD [low, high]",
+        "mean\nKLD",
+        lambda r: fmt.kld_with_interval(r.metrics.get("mean_kld")),
+    ),
+    Column("p999_kld", "p99.9 KLD", "p99.9", lambda r: fmt.kld(_value(r, "p999_kld")), wide=True),
+    Column("same_top", "same top ↑", "same\ntop ↑", lambda r: fmt.percent(_value(r, "same_top"))),
+    Column("flips", "flips ↓", "flips\n↓", lambda r: fmt.percent(_value(r, "flips"))),
+    Column("ppl_ratio", "PPL ratio", "PPL\nratio", lambda r: fmt.ratio(_value(r, "ppl_ratio"))),
+    Column("verdict", "verdict", "verdict", verdict, right=False),
+)
+
+
+def rich_table(m: Measurement, width: int = WIDE) -> Table:
+    """The main table for a terminal.
+
+    Args:
+        m: the measurement.
+        width: columns of the terminal; below 100 bits, bytes/token and p99.9 are left out.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [c for c in COLUMNS if width >= WIDE or not c.wide]
+    groups = view.groups(m)
+    rows = [r for g in groups for r in (*g.candidates, *g.references)]
+    first = max([len(_terminal(r)["setting"]) for r in rows] + [14])
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=Text(view.names(m), style="bold"),
+        title_justify="left",
+        caption=Text("\n".join(_footnotes(m)), style="dim"),
+        caption_justify="left",
+        header_style="bold",
+    )
+    for column in shown:
+        table.add_column(
+            column.short,
+            justify="right" if column.right else "left",
+            no_wrap=column.key != "setting",
+            overflow="fold",
+            max_width=first if column.key == "setting" else None,
+        )
+        if column.key == "mean_kld":  # a column of its own, so that the values line up
+            table.add_column(Text("[low,\nhigh]"), no_wrap=True)
+    for i, group in enumerate(groups):
+        if group.title:
+            if i:
+                table.add_row()
+            table.add_row(Text(group.title, style="bold"))
+        for row in (*group.candidates, *group.references):
+            texts = _terminal(row)
+            found = [
+                Text(texts[key], style=_style(row) if key == "verdict" else "")
+                for c in shown
+                for key in ((c.key, "interval") if c.key == "mean_kld" else (c.key,))
+            ]
+            table.add_row(*found, style="dim" if row in group.references else None)
+    return table
+
+
+def rich_cells(m: Measurement) -> Table | None:
+    """With two models, the four cells for a terminal; None with one model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = cells.texts(m, gap=",")
+    if not rows:
+        return None
+    names = [f"{x.label}: {fmt.clean(x.name, 60)}" for x in m.models]
+    questions = [f"Own: {cells.OWN_QUESTION}", f"Other's: {cells.OTHER_QUESTION}"]
+    table = Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        title=Text("Both models, mean KLD", style="bold"),
+        title_justify="left",
+        caption=Text("\n".join(questions + names), style="dim"),
+        caption_justify="left",
+        header_style="bold",
+    )
+    for i, title in enumerate(cells.header(m)):
+        last = i >= len(cells.header(m)) - 2
+        table.add_column(
+            title.removeprefix("mean KLD "), justify="right" if last else "left", overflow="fold"
+        )
+    for texts in rows:
+        table.add_row(*(Text(t) for t in texts))
+    return table
+
+
+def markdown(m: Measurement) -> str:
+    """The tables as Markdown, with what a reader of an issue needs to judge them."""
+    lines = [
+        f"**{_md(view.names(m))}** · {_md(describe.engine(m))} · "
+        f"{_md(describe.text_line(m))} · {_md(describe.scale(m))}",
+        "",
+    ]
+    for group in view.groups(m):
+        if group.title:
+            lines += [f"**{_md(group.title)}**", ""]
+        lines.append("| " + " | ".join(c.title for c in COLUMNS) + " |")
+        lines.append("|" + "|".join("--:" if c.right else ":--" for c in COLUMNS) + "|")
+        for row in (*group.candidates, *group.references):
+            texts = [_md(c.cell(row)) for c in COLUMNS]
+            lines.append("| " + " | ".join(texts) + " |")
+        lines.append("")
+    two = cells.texts(m)
+    if two:
+        head = cells.header(m)
+        lines.append("| " + " | ".join(head) + " |")
+        lines.append("|" + "|".join([":--"] * (len(head) - 2) + ["--:"] * 2) + "|")
+        lines += ["| " + " | ".join(map(_md, texts)) + " |" for texts in two]
+        lines += ["", f"Own: {cells.OWN_QUESTION} Other's: {cells.OTHER_QUESTION}", ""]
+    lines += [f"- {_md(note)}" for note in _footnotes(m, escape=False)]
+    command = fmt.clean(m.command)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    return "\n".join([*lines, "", fence, command, fence, ""])
+
+
+def csv_text(m: Measurement) -> str:
+    """One line per row; every metric with its interval; full precision, no rounding."""
+    metrics = list(describe.METRIC_NAMES)
+    metrics += sorted({n for r in m.rows for n in r.metrics} - set(metrics))
+    plain = (
+        "role model reference setting context k_type v_type rotation_k rotation_v bits "
+        "bytes_per_token cache_bytes n_documents n_tokens n_nonfinite simulated status"
+    ).split()
+    head = ["model_name", *plain, "verdict", "reason", "error"]
+    head += [n + end for n in metrics for end in ("", "_low", "_high")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for row in m.rows:
+        line: list[object] = [_safe(view.model_name(m, row.model, 200))]
+        line += [_safe(getattr(row, name)) for name in plain]
+        line += [_safe(row.verdict.label), _safe(row.verdict.reason)] if row.verdict else ["", ""]
+        line.append(_safe(row.error or ""))
+        for name in metrics:
+            found = row.metrics.get(name)
+            line += [found.value, found.low, found.high] if found else ["", "", ""]
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def _terminal(row: Row) -> dict[str, str]:
+    """A row's cells by column key; one space and one exponent digit shorter than elsewhere."""
+    texts = {c.key: c.cell(row) for c in COLUMNS}
+    if row.role in ("floor", "identity"):  # there is no room for the types too
+        texts["setting"] = "noise floor" if row.role == "floor" else "identity"
+    found = row.metrics.get("mean_kld")
+    texts["mean_kld"] = fmt.kld(found.value if found else None)
+    texts["interval"] = fmt.interval(found, gap=",")
+    return {k: v.replace("e-0", "e-") if k in _KLD else v for k, v in texts.items()}
+
+
+def _style(row: Row) -> str:
+    if row.status == "failed":
+        return "bold red"
+    return _STYLES.get(row.verdict.label, "") if row.verdict else ""
+
+
+def _footnotes(m: Measurement, escape: bool = True) -> list[str]:
+    found = list(view.notes(m))
+    for row, error in view.failures(m):
+        where = f" at {fmt.count(row.context)}" if len({r.context for r in m.rows}) > 1 else ""
+        found.append(f"{fmt.clean(row.setting, 40)}{where} failed: {error}")
+    if not escape and len(m.models) > 1:
+        found += [f"model {x.label}: {fmt.clean(x.name, 100)}" for x in m.models]
+    return found
+
+
+def _md(text: str) -> str:
+    """Escape what Markdown or its HTML would act on; `_` inside words is left readable."""
+    text = re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _safe(value: object) -> object:
+    """Text that a spreadsheet would run as a formula gets a leading quote."""
+    if not isinstance(value, str):
+        return value
+    text = fmt.clean(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -1,0 +1,169 @@
+"""What the outputs ask of a `Measurement`: groups of rows, thresholds, colours and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nybble.report import format as fmt
+from nybble.results.records import Estimate, Measurement, Row, Slice
+
+FEW_DOCUMENTS = 5  # below this many there is no interval; scoring decides, the report explains
+VERDICTS = ("safe", "degraded", "broken", "unresolved")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one model at one context, each against that model's own 16-bit cache.
+
+    Attributes:
+        model: "a" or "b".
+        context: tokens.
+        title: what sets the group apart from the others; empty when it is the only one.
+        candidates: done ones, most bits first, then least drift; failed ones last.
+        references: noise floor, then identity.
+    """
+
+    model: str
+    context: int
+    title: str
+    candidates: tuple[Row, ...]
+    references: tuple[Row, ...]
+
+    @property
+    def done(self) -> tuple[Row, ...]:
+        """Candidates with numbers."""
+        return tuple(r for r in self.candidates if "mean_kld" in r.metrics)
+
+    @property
+    def floor(self) -> Estimate | None:
+        """Mean KLD of the noise floor."""
+        rows = (r for r in self.references if r.role == "floor")
+        return next((r.metrics["mean_kld"] for r in rows if "mean_kld" in r.metrics), None)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of one metric: safe up to one value, broken from the other."""
+
+    safe: float
+    broken: float
+
+
+def groups(m: Measurement) -> list[Group]:
+    """Rows by model and context, in the order of the models, then from short to long."""
+    own = [r for r in m.rows if r.model == r.reference]
+    labels = list(dict.fromkeys([x.label for x in m.models] + [r.model for r in own]))
+    contexts = sorted({r.context for r in own})
+    pairs = [(a, c) for a in labels for c in contexts]
+    pairs = [p for p in pairs if any((r.model, r.context) == p for r in own)]
+    found = []
+    for label, context in pairs:
+        rows = [r for r in own if (r.model, r.context) == (label, context)]
+        parts = [f"model {label}"] if len({p[0] for p in pairs}) > 1 else []
+        parts += [f"context {fmt.count(context)}"] if len(contexts) > 1 else []
+        found.append(
+            Group(
+                label,
+                context,
+                ", ".join(parts),
+                tuple(sorted((r for r in rows if r.role == "candidate"), key=_order)),
+                tuple(r for role in ("floor", "identity") for r in rows if r.role == role),
+            )
+        )
+    return found
+
+
+def colours(m: Measurement) -> dict[str, int]:
+    """A number for each setting, the same in every picture."""
+    rows = [r for g in groups(m) for r in g.done]
+    return {s: i for i, s in enumerate(dict.fromkeys(r.setting for r in sorted(rows, key=_order)))}
+
+
+def limits(m: Measurement, metric: str) -> Limits | None:
+    """The thresholds of a metric, when the protocol states both."""
+    table = m.protocol.get("thresholds")
+    found = table.get(metric) if isinstance(table, dict) else None
+    if not isinstance(found, dict):
+        return None
+    safe, broken = found.get("safe"), found.get("broken")
+    if isinstance(safe, (int, float)) and isinstance(broken, (int, float)):
+        return Limits(float(safe), float(broken))
+    return None
+
+
+def names(m: Measurement, limit: int = 60) -> str:
+    """Name of the model, or of both."""
+    return " against ".join(fmt.clean(x.name, limit) for x in m.models) or "unnamed model"
+
+
+def model_name(m: Measurement, label: str, limit: int = 60) -> str:
+    """Name of the model with this label."""
+    return next((fmt.clean(x.name, limit) for x in m.models if x.label == label), label)
+
+
+def has_intervals(m: Measurement) -> bool:
+    """Whether any row carries an interval."""
+    found = (e for r in m.rows for e in r.metrics.values())
+    return any(e.low is not None and e.high is not None for e in found)
+
+
+def documents(m: Measurement) -> int:
+    """Most documents that any row was scored on."""
+    return max((r.n_documents for r in m.rows), default=0)
+
+
+def middle(part: Slice) -> float | None:
+    """Middle of a stretch of positions, from its name `from-to`."""
+    first, _, last = part.name.partition("-")
+    try:
+        return (int(first) + int(last)) / 2
+    except ValueError:
+        return None
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats in both numbers (less is better), by x."""
+    best, front = float("inf"), []
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[i][1] < best:
+            best = points[i][1]
+            front.append(i)
+    return front
+
+
+def notes(m: Measurement) -> list[str]:
+    """What a reader of the table must know: intervals, simulated bytes, dropped tokens."""
+    found = []
+    n = documents(m)
+    if has_intervals(m):
+        found.append(f"[low, high]: 95 % bootstrap interval over {fmt.plural(n, 'document')}.")
+    elif n < FEW_DOCUMENTS:
+        found.append(f"No intervals: fewer than {FEW_DOCUMENTS} documents ({n}).")
+    else:
+        found.append("No intervals were computed.")
+    if any(r.simulated for r in m.rows):
+        found.append("* bytes are simulated: the engine did not store packed values.")
+    for row in m.rows:
+        if row.n_nonfinite:
+            found.append(
+                f"{fmt.clean(row.setting, 40)} at {fmt.count(row.context)}: "
+                f"{fmt.plural(row.n_nonfinite, 'token')} left out, logits not finite."
+            )
+    return found
+
+
+def failures(m: Measurement, limit: int = 90) -> list[tuple[Row, str]]:
+    """Failed rows with their error in short."""
+    return [(r, short_error(r, limit)) for r in m.rows if r.status == "failed"]
+
+
+def short_error(row: Row, limit: int = 90) -> str:
+    """First line of a row's error."""
+    lines = (row.error or "").strip().splitlines()
+    return fmt.clean(lines[0], limit) if lines else "no reason recorded"
+
+
+def _order(row: Row) -> tuple[bool, float, float, str]:
+    found = row.metrics.get("mean_kld")
+    return (found is None, -row.bits, found.value if found else 0.0, row.setting)

@@ -1,0 +1,131 @@
+"""What to measure, and how progress is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nybble.errors import NybbleError
+from nybble.formats import KVSetting, parse
+
+# Three that users weigh against each other, and q5_1 to show that equal bytes are not equal loss.
+DEFAULT_SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q5_1/q5_1", "q4_0/q4_0")
+DEFAULT_CONTEXT = 1024  # twice the demo model's window, so every scored token looks past it
+FILE_CHUNKS = 8  # chunks scored by default of the user's own text
+REFERENCE = KVSetting("f16", "f16")
+FLOOR = KVSetting("bf16", "bf16")
+WEIGHTS = ("f16", "f32", "as-shipped")
+FRAMINGS = ("auto", "template", "raw")
+VIAS = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """Everything that defines a measurement.
+
+    Attributes:
+        model: a GGUF; None for the demo model.
+        against: a second GGUF with the same vocabulary.
+        settings: KV settings to compare with f16/f16.
+        contexts: tokens of a chunk, one or more.
+        categories: built-in categories; None for all, unless text is given.
+        text: the user's UTF-8 files.
+        jsonl: a file of texts or conversations.
+        documents: chunks per category; None for 1 of each category, 8 of own text.
+        score_from: fraction of the context that is not scored.
+        via: "prefill" (blocks) or "decode" (token by token).
+        weights: score on an "f16" or "f32" copy of quantized weights, or "as-shipped".
+        framing: "template", "raw", or "auto": the template if the model has one.
+        split_kv: also measure K alone and V alone of every setting.
+        memory_at: further contexts to state the cache's bytes for.
+        out: run folder; None for one under ./nybble-results.
+        fresh: score again what is there already.
+        threads: CPU threads; None for all usable cores.
+        seed: of the bootstrap.
+        thresholds: a TOML file; None for the shipped one.
+        timeout: seconds of silence after which the engine counts as hung.
+        command: the command line, kept in the record.
+    """
+
+    model: Path | None = None
+    against: Path | None = None
+    settings: tuple[KVSetting, ...] = tuple(parse(s) for s in DEFAULT_SETTINGS)
+    contexts: tuple[int, ...] = (DEFAULT_CONTEXT,)
+    categories: tuple[str, ...] | None = None
+    text: tuple[Path, ...] = ()
+    jsonl: Path | None = None
+    documents: int | None = None
+    score_from: float = 0.5
+    via: str = "prefill"
+    weights: str = "f16"
+    framing: str = "auto"
+    split_kv: bool = False
+    memory_at: tuple[int, ...] = ()
+    out: Path | None = None
+    fresh: bool = False
+    threads: int | None = None
+    seed: int = 0
+    thresholds: Path | None = None
+    timeout: float = 1800.0
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            NybbleError: names the option, the value and the allowed values.
+        """
+        _choice("--via", self.via, VIAS)
+        _choice("--weights", self.weights, WEIGHTS)
+        _choice("--framing", self.framing, FRAMINGS)
+        if not self.settings:
+            raise NybbleError("no KV settings given", hint="--kv q8_0/q4_0")
+        if not self.contexts or min(self.contexts) < 32:
+            seen = ", ".join(map(str, self.contexts)) or "none"
+            raise NybbleError("a context is too short to score", seen=seen, allowed="32 or more")
+        if not 0.0 <= self.score_from <= 0.95:
+            raise NybbleError(
+                "--score-from is a fraction of the context", seen=self.score_from,
+                allowed="0 to 0.95",
+            )  # fmt: skip
+        for name, value in (("--documents", self.documents), ("--threads", self.threads)):
+            if value is not None and value < 1:
+                raise NybbleError(f"{name} must be at least 1", seen=value, allowed="1 or more")
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise NybbleError(f"unknown value for {name}", seen=value, allowed=allowed)
+
+
+class Progress(Protocol):
+    """Where a long run tells how far it is; the CLI draws it, the library stays silent."""
+
+    def stage(self, text: str) -> None:
+        """A new step without a known length."""
+
+    def begin(self, text: str, total: float) -> None:
+        """A new step of `total` units."""
+
+    def advance(self, done: float) -> None:
+        """Units done since the last call."""
+
+    def note(self, text: str) -> None:
+        """Something the user must know now."""
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def stage(self, text: str) -> None:
+        """Ignore."""
+
+    def begin(self, text: str, total: float) -> None:
+        """Ignore."""
+
+    def advance(self, done: float) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""

@@ -1,0 +1,164 @@
+"""Gather the text of a run: which categories, which files, cut into chunks of each context."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nybble.engines.child import EngineProcess
+from nybble.errors import NybbleError, nearest
+from nybble.scoring.chunks import Chunk
+from nybble.scoring.corpora import CATEGORIES, Document
+from nybble.scoring.corpora.files import from_jsonl, from_text_files
+from nybble.scoring.prepare import WORKER, PreparedModel
+from nybble.scoring.request import FILE_CHUNKS, MeasureRequest, Progress
+
+
+@dataclass
+class Text:
+    """The chunks of a run.
+
+    Attributes:
+        chunks: by context length, in a fixed order.
+        sources: what the record says of each category: title, licence, source, chunks.
+        how: how documents were framed ("raw text", "template", ...).
+        warnings: categories that are too short for a context.
+    """
+
+    chunks: dict[int, list[Chunk]] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    how: set[str] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+
+    def sha256(self) -> str:
+        """Hash of all scored tokens."""
+        digest = hashlib.sha256()
+        for context in sorted(self.chunks):
+            for chunk in self.chunks[context]:
+                digest.update(np.ascontiguousarray(chunk.tokens, dtype="<i4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A category to cut: built in (documents None) or the user's."""
+
+    category: str
+    documents: list[Document] | None
+    wanted: int
+
+
+def gather(model: PreparedModel, request: MeasureRequest, progress: Progress) -> Text:
+    """Tokenize and cut everything the request names, with the model's own tokenizer.
+
+    Raises:
+        NybbleError: unknown category, unreadable text, or text shorter than one context.
+    """
+    sources = _sources(request)
+    text = Text()
+    progress.stage("tokenizing")
+    child = EngineProcess(WORKER, timeout=request.timeout)
+    try:
+        child.request({"op": "open", "paths": [str(model.scored_file)], "vocabulary": True})
+        for context in request.contexts:
+            found: list[Chunk] = []
+            for source in sources:
+                found += _cut(child, source, context, model.template, text)
+            if not found:
+                raise NybbleError(
+                    f"the text is shorter than one context of {context:,} tokens",
+                    seen="; ".join(text.warnings[-len(sources):]),
+                    hint="a smaller --context, more --text, or the built-in categories",
+                )  # fmt: skip
+            text.chunks[context] = found
+    finally:
+        child.close()
+    for source in sources:
+        text.sources.append(_describe(source, text))
+    return text
+
+
+def _sources(request: MeasureRequest) -> list[_Source]:
+    own: list[Document] = []
+    if request.text:
+        own += from_text_files(list(request.text))
+    if request.jsonl:
+        own += from_jsonl(request.jsonl)
+    names = request.categories
+    if names is None:
+        names = () if own else tuple(CATEGORIES)
+    for name in names:
+        if name not in CATEGORIES:
+            near = nearest(name, CATEGORIES)
+            raise NybbleError(
+                "unknown category" + (f"; did you mean {near}?" if near else ""),
+                seen=name,
+                allowed=CATEGORIES,
+            )
+    groups: dict[str, list[Document]] = {}
+    for document in own:
+        groups.setdefault(document.category, []).append(document)
+    clash = sorted(set(groups) & set(names))
+    if clash:
+        raise NybbleError(
+            "a category of your text has the name of a built-in one that is also asked for",
+            seen=", ".join(clash),
+            hint="rename it in the JSONL file, or leave it out of --categories",
+        )
+    return [
+        *(_Source(n, None, request.documents or 1) for n in names),
+        *(_Source(n, d, request.documents or FILE_CHUNKS) for n, d in groups.items()),
+    ]
+
+
+def _cut(
+    child: EngineProcess, source: _Source, context: int, template: str | None, text: Text
+) -> list[Chunk]:
+    given = None
+    if source.documents is not None:
+        given = [dataclasses.asdict(d) for d in source.documents]
+    reply = child.request(
+        {
+            "op": "chunks",
+            "category": source.category,
+            "documents": given,
+            "context": context,
+            "wanted": source.wanted,
+            "template": template,
+        }
+    )
+    meta: Sequence[dict[str, Any]] = reply.header["chunks"]
+    tokens = np.frombuffer(reply.payload, dtype=np.int32).reshape(len(meta), -1)
+    text.how.update(reply.header["how"])
+    if not meta:
+        text.warnings.append(
+            f"{source.category} has {reply.header['tokens']:,} tokens, too few for a context of "
+            f"{context:,}; it is left out there"
+        )
+    # One long file of the user is the only document there is: its chunks must then stand in.
+    alone = source.documents is not None and len(source.documents) == 1
+    return [
+        Chunk(source.category, f"{m['document']}#{m['index']}" if alone else m["document"],
+              m["index"], ids)
+        for m, ids in zip(meta, tokens, strict=True)
+    ]  # fmt: skip
+
+
+def _describe(source: _Source, text: Text) -> dict[str, Any]:
+    known = CATEGORIES.get(source.category) if source.documents is None else None
+    files = sorted({d.source for d in source.documents or ()})
+    return {
+        "category": source.category,
+        "title": known.title if known else "your text",
+        "licence": known.licence if known else "yours",
+        "source": known.source if known else ", ".join(files)[:500],
+        "chunks": {
+            str(c): sum(x.category == source.category for x in chunks)
+            for c, chunks in text.chunks.items()
+        },
+    }
