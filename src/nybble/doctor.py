@@ -73,7 +73,7 @@ def _cache() -> Finding:
     while not near.exists():
         near = near.parent
     free = shutil.disk_usage(near).free
-    if not os.access(near, os.W_OK):
+    if not near.is_dir() or not os.access(near, os.W_OK):
         return Finding("cache folder", "broken", f"{folder} cannot be written",
                        "export NYBBLE_CACHE=/a/folder/of/yours")  # fmt: skip
     return Finding("cache folder", "ok", f"{folder}, {free / 2**30:.1f} GiB free")

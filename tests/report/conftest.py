@@ -21,7 +21,7 @@ CATEGORIES = {"code": 0.5, "chat": 0.8, "tools": 0.7, "prose": 1.3, "scripts": 1
 BITS = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q4_0": 4.5}
 THRESHOLDS = {
     "mean_kld": {"safe": 0.01, "broken": 0.1},
-    "same_top": {"safe": 0.97, "broken": 0.9},
+    "flips": {"safe": 0.005, "broken": 0.05},
 }
 DRIFT = {
     "q8_0/q8_0": 0.00091,
@@ -154,29 +154,44 @@ def measurement(rows: list[Row], models: list[ModelRecord] | None = None) -> Mea
         created="2026-11-12T09:30:00Z",
         protocol={
             "engine": "llama.cpp",
-            "via": "decode replay, chunks of 64 tokens",
-            "score_from": 512,
+            "via": "prefill",
+            "score_from": 0.125,
             "contexts": sorted({r.context for r in rows}),
-            "documents": 24,
             "seed": 0,
-            "draws": 10_000,
+            "bootstrap_draws": 10_000,
             "thresholds": THRESHOLDS,
-            "text": {
-                "categories": {
-                    "code": {"licence": "PSF-2.0", "source": "standard library of this Python"},
-                    "chat": {"licence": "MIT", "source": "written for nybble"},
-                    "prose": {"licence": "MIT", "source": "written for nybble"},
+            "text": [
+                {
+                    "category": "code",
+                    "title": "Python code",
+                    "licence": "PSF-2.0",
+                    "source": "standard library modules of the running Python",
+                    "chunks": {"4096": 8},
                 },
-                "files": [{"name": f"notes {SCRIPT}.txt", "licence": "not stated"}],
-            },
-            "tokens_sha256": "ab" * 32,
+                {
+                    "category": "chat",
+                    "title": "multi-turn chat",
+                    "licence": "MIT",
+                    "source": "written for nybble",
+                    "chunks": {"4096": 8},
+                },
+                {
+                    "category": "mine",
+                    "title": "your text",
+                    "licence": "yours",
+                    "source": f"notes {SCRIPT}.txt",
+                    "chunks": {"4096": 8},
+                },
+            ],  # fmt: skip
+            "text_sha256": "ab" * 32,
         },
         versions={"nybble": "0.1.0", "llama.cpp": "b9637", "xllamacpp": "2.3.1", "Python": "3.11"},
         hardware={
             "cpu": "AMD EPYC 7763",
             "cores": 2,
-            "memory": 16_500_000_000,
-            "features": ["AVX2", "FMA"],
+            "memory_gib": 15.4,
+            "threads": 2,
+            "engine_features": "AVX2 FMA",
         },
         timing={"decode_s": 812.4, "compare_s": 23.9, "compare_share": 0.0286},
     )

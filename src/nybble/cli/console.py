@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -21,7 +22,8 @@ from rich.progress import (
 def out() -> Console:
     """Console for data; wide enough for the tables when stdout is a file or a pipe."""
     console = Console(soft_wrap=False)
-    return console if console.is_terminal else Console(width=120, soft_wrap=False)
+    asked = console.is_terminal or "COLUMNS" in os.environ
+    return console if asked else Console(width=120, soft_wrap=False)
 
 
 def err() -> Console:

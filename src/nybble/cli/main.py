@@ -6,6 +6,8 @@ Exit codes: 0 done; 1 an error the user can act on, a failed row or a failed gat
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -77,8 +79,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except NybbleError as error:
         return _fail(f"error: {error}", debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        return _fail(error.format_message(), debug)
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "nybble"
+        command = next((w for w in words if w in cli.commands), "")  # a parser's has no context
+        where = error.ctx.command_path if error.ctx else f"nybble {command}".rstrip()
         return _fail(f"error: {error.format_message()}\n  try:     {where} --help", debug)
     except click.ClickException as error:
         return _fail(f"error: {error.format_message()}", debug)
@@ -89,6 +94,9 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _fail("error: the disk is full\n  try:     free space; finished cells are kept, "
+                         "the same command continues", debug)  # fmt: skip
         _fail(
             f"unexpected error: {type(error).__name__}: {error}\n"
             "  this is a bug in nybble; finished cells are kept\n"
@@ -107,4 +115,7 @@ def _fail(message: str, debug: bool) -> int:
 
 def run() -> None:
     """Console entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an arrow in a table must not end a run
     sys.exit(main())

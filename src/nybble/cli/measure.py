@@ -36,7 +36,7 @@ Examples:
 
 
 def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    if not value:
+    if value is None:
         return ()
     try:
         return tuple(dict.fromkeys(int(v.replace("_", "")) for v in value.split(",")))
@@ -49,7 +49,7 @@ def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def _names(value: str | None) -> tuple[str, ...] | None:
-    return tuple(v.strip() for v in value.split(",") if v.strip()) if value else None
+    return None if value is None else tuple(v.strip() for v in value.split(",") if v.strip())
 
 
 def _rotations(value: str) -> tuple[bool, ...]:
@@ -112,7 +112,9 @@ def measure(
     full vocabulary, in llama.cpp itself. The same command again continues where it stopped.
     """
     rotations = _rotations(rotation)
-    if not (kv or k or v):
+    if fail_over is not None and not fail_over >= 0:
+        raise NybbleError("--fail-over is a mean KLD in nat", seen=fail_over, allowed="0 or more")
+    if (kv, k, v) == (None, None, None):
         kv = ",".join(DEFAULT_SETTINGS)
     request = MeasureRequest(
         settings=tuple(expand(kv, k, v, rotations)),
@@ -143,7 +145,7 @@ def _write_report(result: Result) -> Path:
 
 
 def _show(result: Result, report: Path, form: str | None) -> None:
-    from nybble.report.table import csv_text, markdown, rich_table
+    from nybble.report.table import csv_text, markdown, rich_cells, rich_table
     from nybble.results.records import to_json
 
     measurement = result.measurement
@@ -152,8 +154,11 @@ def _show(result: Result, report: Path, form: str | None) -> None:
         click.echo(texts[form](measurement).rstrip("\n"))
         return
     out = console.out()
-    out.print(rich_table(measurement))
+    out.print(rich_table(measurement, out.width))
     out.print()
+    if two := rich_cells(measurement):
+        out.print(two)
+        out.print()
     out.print(measurement.recommendation, style="bold", markup=False, highlight=False)
     for warning in measurement.warnings:
         out.print(f"note: {warning}", markup=False, highlight=False)
@@ -182,15 +187,25 @@ def _gate(result: Result, fail_over: float | None) -> int:
 
 
 def _show_plan(cells: list[PlannedCell], form: str | None) -> None:
+    import csv
     import json
+    import sys
     from dataclasses import asdict
 
+    from rich import box
     from rich.table import Table
 
     if form == "json":
         click.echo(json.dumps([asdict(c) for c in cells], indent=1))
         return
+    if form == "csv":
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        lines.writerow(asdict(cells[0]))
+        lines.writerows(asdict(c).values() for c in cells)
+        return
     table = Table(title="cells to score", title_justify="left")
+    if form == "markdown":
+        table = Table(box=box.MARKDOWN)
     for name in ("KV type", "role", "context", "chunks", "bits", "B/token", "cache", "about"):
         table.add_column(name, justify="left" if name in ("KV type", "role") else "right")
     for c in cells:

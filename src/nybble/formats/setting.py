@@ -119,14 +119,15 @@ def check_head_size(setting: KVSetting, head_k: Iterable[int], head_v: Iterable[
     Raises:
         NybbleError: names the side, the head size and the types that fit.
     """
-    for side, kind, heads in (("K", setting.k_type, head_k), ("V", setting.v_type, head_v)):
-        bad = sorted({h for h in heads if h % kind.block})
+    sides = [("K", setting.k_type, set(head_k)), ("V", setting.v_type, set(head_v))]
+    fits = "/".join("f16" if any(h % t.block for h in heads) else t.name for _, t, heads in sides)
+    for side, kind, heads in sides:
+        bad = sorted(h for h in heads if h % kind.block)
         if bad:
             raise NybbleError(
                 f"{side} type {kind.name} stores blocks of {kind.block} elements, which does "
                 f"not divide this model's {side} head size",
                 seen=f"{setting} with head size {', '.join(map(str, bad))}",
                 allowed="f16, bf16, f32 for this model",
-                hint=f"--kv {setting.k if side == 'V' else 'f16'}/"
-                f"{setting.v if side == 'K' else 'f16'}",
+                hint="no block type fits: keep f16" if fits == "f16/f16" else f"--kv {fits}",
             )

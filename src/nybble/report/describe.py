@@ -88,9 +88,9 @@ def thresholds(m: Measurement) -> list[str]:
         safe, broken = write(pair.safe), write(pair.broken)
         name = METRIC_NAMES.get(metric, fmt.clean(metric, 40))
         if pair.safe <= pair.broken:
-            lines.append(f"{name}: safe up to {safe}, broken from {broken}")
+            lines.append(f"{name}: safe up to {safe}, broken above {broken}")
         else:
-            lines.append(f"{name}: safe from {safe}, broken up to {broken}")
+            lines.append(f"{name}: safe from {safe}, broken below {broken}")
     return lines
 
 
@@ -119,18 +119,17 @@ def how(m: Measurement) -> list[Entry]:
         ]
     found.append(Entry("engine", engine(m)))
     if "score_from" in m.protocol:
-        start = m.protocol["score_from"]
-        shown = fmt.count(start) if isinstance(start, (int, float)) else fmt.clean(start, 40)
-        found.append(Entry("scored positions", f"from token {shown} of each document on"))
+        found.append(Entry("scored positions", _positions(m.protocol["score_from"])))
     contexts = sorted({r.context for r in m.rows})
     found.append(Entry("context", ", ".join(map(fmt.count, contexts)) + " tokens"))
-    found.append(Entry("scored", scale(m)))
+    found.append(Entry("scored", scale(m).removesuffix(" scored")))
     found.append(Entry("intervals", _intervals(m)))
     found.append(Entry("noise floor", f"{FLOOR} {IDENTITY}"))
     lines = thresholds(m)
     if lines:
         found.append(Entry("thresholds", "; ".join(lines)))
-    known = {"engine", "via", "score_from", "contexts", "documents", "draws", "thresholds", "text"}
+    known = {"engine", "via", "score_from", "contexts", "documents", "bootstrap_draws", "draws"}
+    known |= {"thresholds", "text", "framing", "min_documents_for_interval"}
     for key, value in m.protocol.items():
         if key not in known and isinstance(value, (str, int, float)):
             found.append(Entry(fmt.clean(key, 40).replace("_", " "), fmt.clean(value, 120)))
@@ -141,8 +140,10 @@ def setup(m: Measurement) -> list[Entry]:
     """Versions, hardware and time."""
     found = [Entry(fmt.clean(k, 40), fmt.clean(v, 120)) for k, v in m.versions.items()]
     for key, value in m.hardware.items():
-        if key.startswith("memory") and isinstance(value, (int, float)):
-            text = fmt.size(value)
+        if value is None or value == "":
+            text = "unknown"
+        elif key.endswith("_gib"):
+            key, text = key.removesuffix("_gib"), f"{fmt.clean(value, 40)} GiB"
         elif isinstance(value, (list, tuple)):
             text = fmt.clean(", ".join(map(str, value)), 300)
         else:
@@ -151,7 +152,7 @@ def setup(m: Measurement) -> list[Entry]:
     for key, seconds in m.timing.items():
         share = "share" in key
         text = fmt.percent(seconds) if share else f"{seconds:,.1f} s"
-        found.append(Entry(fmt.clean(key, 40).replace("_", " "), text))
+        found.append(Entry(fmt.clean(key, 40).removesuffix("_s").replace("_", " "), text))
     found.append(Entry("created", fmt.clean(m.created, 40)))
     found.append(Entry("schema / metrics", f"{m.schema_version} / {m.metrics_version}"))
     return found
@@ -160,9 +161,17 @@ def setup(m: Measurement) -> list[Entry]:
 def _intervals(m: Measurement) -> str:
     if not view.has_intervals(m):
         return view.notes(m)[0]
-    draws = m.protocol.get("draws")
+    draws = m.protocol.get("bootstrap_draws", m.protocol.get("draws"))
     shown = f", {fmt.count(draws)} draws" if isinstance(draws, int) else ""
     return f"95 % paired bootstrap over documents{shown}"
+
+
+def _positions(score_from: object) -> str:
+    """`score_from` is the fraction of each context that only fills the cache."""
+    if isinstance(score_from, (int, float)) and 0 <= score_from < 1:
+        share = fmt.percent(float(score_from))
+        return f"the first {share} of each context fills the cache, the rest is scored"
+    return f"from {fmt.clean(score_from, 40)} on"
 
 
 def _texts(found: Any, name: str) -> Iterator[Text]:
@@ -170,8 +179,10 @@ def _texts(found: Any, name: str) -> Iterator[Text]:
     if isinstance(found, str):
         yield Text(name or fmt.clean(found, 120), fmt.clean(found, 60) if name else "", "")
     elif isinstance(found, dict):
-        if {"licence", "license", "source", "name", "path"} & set(found):
-            label = found.get("name") or found.get("path") or name
+        if {"category", "licence", "license", "source", "name", "path"} & set(found):
+            label = found.get("name") or found.get("category") or found.get("path") or name
+            title = found.get("title")
+            label = f"{label} ({title})" if title else label
             licence = found.get("licence") or found.get("license") or "not stated"
             source = fmt.clean(found.get("source", ""), 200)
             yield Text(fmt.clean(label, 120), fmt.clean(licence, 60), source)

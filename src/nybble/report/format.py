@@ -113,14 +113,20 @@ def plural(n: int, noun: str) -> str:
 def clean(text: object, limit: int | None = None) -> str:
     """Make foreign text printable on one line, and shorten it to `limit` characters.
 
-    Control and format characters (terminal escapes, text direction) and half surrogate pairs
-    become U+FFFD; any run of white space becomes one space.
+    Control and format characters (terminal escapes, text direction), half surrogate pairs and
+    what XML forbids become U+FFFD; any run of white space becomes one space.
     """
     line = " ".join(str(text).split())
-    line = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in line)
+    line = "".join("\ufffd" if _unprintable(c) else c for c in line)
     if limit is not None and len(line) > limit:
         line = line[: limit - 1].rstrip() + "…"
     return line
+
+
+def _unprintable(char: str) -> bool:
+    if char in "\u200c\u200d":  # joiners: Persian, Indic scripts and emoji need them
+        return False
+    return unicodedata.category(char) in ("Cc", "Cf", "Cs") or char in "\ufffe\uffff"
 
 
 def _three(value: float) -> str:

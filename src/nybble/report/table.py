@@ -57,6 +57,13 @@ def setting(row: Row) -> str:
     return f"{text} *" if row.simulated else text
 
 
+def short_setting(row: Row) -> str:
+    """`setting`, but reference rows by their role alone where there is no room for both."""
+    if row.role in ("floor", "identity"):
+        return "noise floor" if row.role == "floor" else "identity"
+    return setting(row)
+
+
 def verdict(row: Row) -> str:
     """safe, degraded, broken, unresolved, failed, or nothing for reference rows."""
     if row.status == "failed":
@@ -105,7 +112,7 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
     from rich.text import Text
 
     shown = [c for c in COLUMNS if width >= WIDE or not c.wide]
-    groups = view.groups(m)
+    groups, spans = view.groups(m), view.has_intervals(m)
     rows = [r for g in groups for r in (*g.candidates, *g.references)]
     first = max([len(_terminal(r)["setting"]) for r in rows] + [14])
     table = Table(
@@ -126,7 +133,7 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
             overflow="fold",
             max_width=first if column.key == "setting" else None,
         )
-        if column.key == "mean_kld":  # a column of its own, so that the values line up
+        if column.key == "mean_kld" and spans:  # a column of its own, so that the values line up
             table.add_column(Text("[low,\nhigh]"), no_wrap=True)
     for i, group in enumerate(groups):
         if group.title:
@@ -138,7 +145,7 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
             found = [
                 Text(texts[key], style=_style(row) if key == "verdict" else "")
                 for c in shown
-                for key in ((c.key, "interval") if c.key == "mean_kld" else (c.key,))
+                for key in ((c.key, "interval") if c.key == "mean_kld" and spans else (c.key,))
             ]
             table.add_row(*found, style="dim" if row in group.references else None)
     return table
@@ -180,10 +187,13 @@ def markdown(m: Measurement) -> str:
         f"{_md(describe.text_line(m))} · {_md(describe.scale(m))}",
         "",
     ]
+    titles = [c.title for c in COLUMNS]
+    if not view.has_intervals(m):
+        titles = [t.removesuffix(" [low, high]") for t in titles]
     for group in view.groups(m):
         if group.title:
             lines += [f"**{_md(group.title)}**", ""]
-        lines.append("| " + " | ".join(c.title for c in COLUMNS) + " |")
+        lines.append("| " + " | ".join(titles) + " |")
         lines.append("|" + "|".join("--:" if c.right else ":--" for c in COLUMNS) + "|")
         for row in (*group.candidates, *group.references):
             texts = [_md(c.cell(row)) for c in COLUMNS]
@@ -230,8 +240,7 @@ def csv_text(m: Measurement) -> str:
 def _terminal(row: Row) -> dict[str, str]:
     """A row's cells by column key; one space and one exponent digit shorter than elsewhere."""
     texts = {c.key: c.cell(row) for c in COLUMNS}
-    if row.role in ("floor", "identity"):  # there is no room for the types too
-        texts["setting"] = "noise floor" if row.role == "floor" else "identity"
+    texts["setting"] = short_setting(row)
     found = row.metrics.get("mean_kld")
     texts["mean_kld"] = fmt.kld(found.value if found else None)
     texts["interval"] = fmt.interval(found, gap=",")

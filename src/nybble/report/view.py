@@ -137,7 +137,11 @@ def notes(m: Measurement) -> list[str]:
     found = []
     n = documents(m)
     if has_intervals(m):
-        found.append(f"[low, high]: 95 % bootstrap interval over {fmt.plural(n, 'document')}.")
+        floor = max((r.n_documents for r in m.rows if r.role == "floor"), default=n)
+        less = f" ({floor} for the noise floor)" if floor != n else ""
+        found.append(
+            f"[low, high]: 95 % bootstrap interval over {fmt.plural(n, 'document')}{less}."
+        )
     elif n < FEW_DOCUMENTS:
         found.append(f"No intervals: fewer than {FEW_DOCUMENTS} documents ({n}).")
     else:

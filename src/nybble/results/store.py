@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,23 @@ def disk_errors(path: Path) -> Iterator[None]:
             seen=f"{path}: {_free(path):,} bytes free" if full else f"{path}: {error}",
             hint="free space, or --out FOLDER on another disk; the same command continues",
         ) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a run folder that cannot be made or written, before any work is done for it.
+
+    Raises:
+        NybbleError: a part of the path is a file, or may not be written.
+    """
+    near = folder.absolute()
+    while not near.exists():
+        near = near.parent
+    if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK):
+        raise NybbleError(
+            "cannot write to the run folder",
+            seen=f"{folder}: {near} {'may not be written' if near.is_dir() else 'is a file'}",
+            hint="--out FOLDER where you may write",
+        )
 
 
 def _free(path: Path) -> int:
@@ -99,6 +116,16 @@ class RunStore:
         """Where the cell of that name is or will be."""
         return self._rows / f"{name}.parquet"
 
+    def has(self, name: str) -> bool:
+        """Whether that cell is there and whole from end to end (a power cut may leave less)."""
+        try:
+            with self.path(name).open("rb") as file:
+                head = file.read(4)
+                file.seek(-4, os.SEEK_END)
+                return head == file.read(4) == b"PAR1"
+        except OSError:
+            return False
+
     def write_cell(
         self, name: str, rows: npt.NDArray[np.void], constants: dict[str, str | int]
     ) -> None:
@@ -126,6 +153,16 @@ class RunStore:
                 os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+    def read_constants(self, name: str, columns: Sequence[str]) -> dict[str, Any]:
+        """Constants of a cell; empty if it is missing, damaged or without these columns."""
+        query = f"SELECT {', '.join(columns)} FROM read_parquet(?) LIMIT 1"
+        try:
+            with duckdb.connect(":memory:") as db:
+                row = db.execute(query, [str(self.path(name))]).fetchone()
+        except duckdb.Error:
+            return {}
+        return dict(zip(columns, row, strict=True)) if row else {}
 
     def read_cell(self, name: str, dtype: np.dtype[np.void]) -> npt.NDArray[np.void] | None:
         """Read a cell back; None if it is missing or damaged (then it is scored again)."""

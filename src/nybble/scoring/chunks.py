@@ -67,6 +67,8 @@ def cut(
     for piece in pieces:
         if len(firsts) >= wanted:
             break
+        if len(start) + len(piece.head) >= context:
+            continue  # the frame alone fills the context: nothing of the text would be scored
         if len(start) + len(piece.head) + len(piece.body) >= context:
             firsts.append(_take(category, piece, 0, context, start))
             if piece.cuttable:

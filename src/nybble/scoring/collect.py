@@ -59,12 +59,12 @@ class Collector:
         outcome: Outcome = self._runner.outcome
         setting = series.lane.setting
         size = self._sizes[setting]
-        applied = outcome.applied.get(series.lane, {})
+        rotation_k, rotation_v = self._runner.rotation(series, chunks)
         base = Row(
             setting=str(setting), role=series.role, context=context,
             k_type=setting.k, v_type=setting.v,
             model=series.lane.model, reference=series.reference,
-            rotation_k=applied.get("rotation_k", 0), rotation_v=applied.get("rotation_v", 0),
+            rotation_k=rotation_k, rotation_v=rotation_v,
             bits=size.bits, bytes_per_token=size.per_token,
             cache_bytes=size.total[context],
             cache_bytes_at={str(c): b for c, b in sorted(size.total.items())},
@@ -76,6 +76,11 @@ class Collector:
             rows = self._runner.rows(series, chunk)
             if rows is not None:
                 scored.append(ScoredChunk(chunk.category, chunk.document, rows))
+            elif (series, context) not in outcome.failed:
+                self.warnings.append(
+                    f"a finished cell of {setting} at context {context:,} is damaged and left "
+                    "out; --fresh scores it again"
+                )
         error = outcome.failed.get((series, context))
         if error or not scored:
             failure = error or "not one chunk was scored"

@@ -13,7 +13,6 @@ NumPy is enough and there is no C kernel.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -37,74 +36,29 @@ ROW = np.dtype(
 Rows = npt.NDArray[np.void]
 
 
-class Comparator:
-    """Compares blocks of logit rows; owns the scratch buffers, so memory does not grow.
+class Reference:
+    """One block of a reference's logits, ready to be compared with from several threads.
 
     Args:
-        n_vocab: logits in a row.
-        rows: most rows in one block.
-        threads: rows are shared out among this many threads (NumPy drops the GIL).
+        logits: float32 [rows, n_vocab]; copied, so the engine may overwrite its buffer.
+        tokens: int32 [rows], the true next tokens.
+        first: position in the context of the first row.
     """
 
-    def __init__(self, n_vocab: int, rows: int, threads: int) -> None:
-        self._exp = np.empty((rows, n_vocab), dtype=np.float32)
-        self._scratch = [np.empty(n_vocab, dtype=np.float32) for _ in range(max(1, threads))]
-        self._lse = np.empty(rows, dtype=np.float64)
-        self._sum = np.empty(rows, dtype=np.float64)
-        self._base = np.zeros(rows, dtype=ROW)
-        self._logits: Floats | None = None
-        self._threads = max(1, threads)
-        self._pool = ThreadPoolExecutor(self._threads)
-
-    def set_reference(self, logits: Floats, tokens: npt.NDArray[np.int32], first: int) -> None:
-        """Take the reference's logits of a block.
-
-        Args:
-            logits: float32 [rows, n_vocab]; must stay valid until the last `compare`.
-            tokens: int32 [rows], the true next tokens.
-            first: position in the context of the first row.
-        """
+    def __init__(self, logits: Floats, tokens: npt.NDArray[np.int32], first: int) -> None:
         n = len(logits)
-        self._logits = logits
-        base = self._base
-        base["position"][:n] = np.arange(first, first + n)
-        base["token"][:n] = tokens
-        self._each(n, self._reference_row)
-
-    def compare(self, logits: Floats) -> Rows:
-        """Compare a candidate's block with the reference set before.
-
-        Returns:
-            ROW records [rows]; a row with non-finite logits has NaN in `kld` and `nll`.
-        """
-        n = len(logits)
-        out: Rows = self._base[:n].copy()
-
-        def one(i: int, scratch: Floats) -> None:
-            self._candidate_row(logits[i], i, out, scratch)
-
-        self._each(n, one)
-        return out
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown()
-
-    def _each(self, n: int, work: object) -> None:
-        assert callable(work)
-        if n == 1 or self._threads == 1:
+        self._logits = logits.copy()
+        self._exp = np.empty_like(self._logits)
+        self._lse = np.empty(n, dtype=np.float64)
+        self._sum = np.empty(n, dtype=np.float64)
+        self._base = np.zeros(n, dtype=ROW)
+        self._base["position"] = np.arange(first, first + n)
+        self._base["token"] = tokens
+        with np.errstate(invalid="ignore"):
             for i in range(n):
-                work(i, self._scratch[0])
-            return
+                self._prepare(i)
 
-        def share(t: int) -> None:
-            for i in range(t, n, self._threads):
-                work(i, self._scratch[t])
-
-        list(self._pool.map(share, range(self._threads)))
-
-    def _reference_row(self, i: int, scratch: Floats) -> None:
-        assert self._logits is not None
+    def _prepare(self, i: int) -> None:
         row, exp, base = self._logits[i], self._exp[i], self._base
         top = int(row.argmax())
         peak = row[top]
@@ -119,8 +73,23 @@ class Comparator:
         base["margin_ref"][i] = -math.log(second) if second > 0 else math.inf
         base["nll_ref"][i] = self._lse[i] - float(row[base["token"][i]])
 
-    def _candidate_row(self, row: Floats, i: int, out: Rows, scratch: Floats) -> None:
-        assert self._logits is not None
+    def compare(self, logits: Floats) -> Rows:
+        """Compare a candidate's logits of the same block.
+
+        Args:
+            logits: float32 [rows, n_vocab].
+
+        Returns:
+            ROW records [rows]; a row with non-finite logits has NaN in `kld` and `nll`.
+        """
+        out: Rows = self._base.copy()
+        scratch = np.empty(logits.shape[1], dtype=np.float32)
+        with np.errstate(invalid="ignore"):
+            for i in range(len(logits)):
+                self._compare_row(logits[i], i, out, scratch)
+        return out
+
+    def _compare_row(self, row: Floats, i: int, out: Rows, scratch: Floats) -> None:
         token = int(out["token"][i])
         top = int(row.argmax())
         peak = row[top]
@@ -128,11 +97,12 @@ class Comparator:
         np.exp(scratch, out=scratch)
         total = float(scratch.sum())
         lse = float(peak) + math.log(total) if total > 0 else math.nan
-        with np.errstate(invalid="ignore"):
-            np.subtract(self._logits[i], row, out=scratch)
-            drift = float(np.dot(self._exp[i], scratch)) / self._sum[i]
+        np.subtract(self._logits[i], row, out=scratch)
+        drift = float(np.dot(self._exp[i], scratch)) / self._sum[i]
         if not math.isfinite(drift):
-            drift = self._masked_drift(i, scratch)
+            # Masked tokens have -inf on both sides; they carry no weight, so leave them out.
+            seen = self._exp[i] > 0
+            drift = float(np.dot(self._exp[i][seen], scratch[seen])) / float(self._sum[i])
         # Rounding can leave -1e-9 where the two are equal up to a shift; KL is never negative.
         kld = max(0.0, drift - (self._lse[i] - lse)) if math.isfinite(drift) else math.nan
         out["kld"][i] = kld if math.isfinite(kld) else math.nan
@@ -140,8 +110,3 @@ class Comparator:
         out["nll"][i] = nll if math.isfinite(nll) else math.nan
         out["top"][i] = top
         out["rank"][i] = np.count_nonzero(row > row[token])
-
-    def _masked_drift(self, i: int, difference: Floats) -> float:
-        """The same sum where the reference gives weight; masked tokens have -inf on both sides."""
-        seen = self._exp[i] > 0
-        return float(np.dot(self._exp[i][seen], difference[seen])) / float(self._sum[i])

@@ -16,22 +16,17 @@ from nybble.errors import NybbleError
 from nybble.formats import KVSetting, unique
 from nybble.models.summary import summarise
 from nybble.results.records import Measurement, Row, to_json
-from nybble.results.store import RunStore, content_key, write_text
+from nybble.results.store import RunStore, check_folder, content_key, write_text
 from nybble.scoring import prepare as prep
 from nybble.scoring.cells import Series, first_scored, lanes_of, wanted_series
 from nybble.scoring.collect import Collector
-from nybble.scoring.corpora import CATEGORIES
-from nybble.scoring.request import (
-    FILE_CHUNKS,
-    REFERENCE,
-    MeasureRequest,
-    Progress,
-    Silent,
-)
+from nybble.scoring.request import MOST_CONTEXT, REFERENCE, MeasureRequest, Progress, Silent
 from nybble.scoring.run import CellRunner
 from nybble.scoring.statistics import DRAWS, MIN_DOCUMENTS
-from nybble.scoring.text import Text, gather
+from nybble.scoring.text import Text, gather, sources
 from nybble.scoring.verdict import Limit, load_thresholds, recommend
+
+_RESULTS = Path("nybble-results")
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,7 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
     """
     progress = progress or Silent()
     limits = load_thresholds(request.thresholds)
+    check_folder(request.out or _RESULTS)
     paths = [prep.locate(request.model), *([request.against] if request.against else [])]
     warnings = _check_all(paths, request)
     models = [
@@ -117,6 +113,7 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
 
 def _check_all(paths: Sequence[Path], request: MeasureRequest) -> list[str]:
     """Everything that can be refused from headers alone, before any long work."""
+    sources(request)  # read again later; here only for what it refuses
     summaries = [summarise(p) for p in paths]
     if len(summaries) == 2:
         first, second = (s.tokenizer_hash for s in summaries)
@@ -133,7 +130,8 @@ def _sizes(
     model: prep.PreparedModel, series: Sequence[Series], request: MeasureRequest
 ) -> dict[KVSetting, prep.SettingSize]:
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
-    longest = model.summary.context_length
+    # What a header claims must not decide how much memory the dry run takes.
+    longest = min(model.summary.context_length, MOST_CONTEXT)
     contexts = [*request.contexts, *request.memory_at, longest]
     return prep.cache_sizes(model.scored_file, settings, contexts, request.timeout)
 
@@ -150,7 +148,7 @@ def _default_folder(models: Sequence[prep.PreparedModel], request: MeasureReques
         ]
     )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", models[0].summary.path.stem)[:60]
-    return Path("nybble-results") / f"{name}-{key[:8]}"
+    return _RESULTS / f"{name}-{key[:8]}"
 
 
 def _run(runner: CellRunner, series: Sequence[Series], text: Text, progress: Progress) -> None:
@@ -205,11 +203,11 @@ def _record(
         command=request.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         protocol=protocol,
-        versions={**versions(), **{k: v for k, v in outcome.info.items() if k == "llama.cpp"}},
+        versions={**versions(), "llama.cpp": text.info["llama.cpp"]},
         hardware={
             **hardware(),
             "threads": request.threads or usable_cpus(),
-            "engine_features": outcome.info.get("features", ""),
+            "engine_features": text.info["features"],
         },
         timing={
             "decode_s": round(outcome.decode_s, 2),
@@ -233,11 +231,7 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
     sizes = prep.cache_sizes(path, settings, request.contexts, request.timeout)
     summary = summarise(path)
-    built_in = len(request.categories or CATEGORIES)
-    if request.text or request.jsonl:
-        built_in = len(request.categories or ())
-    own = 1 if request.text or request.jsonl else 0
-    total = built_in * (request.documents or 1) + own * (request.documents or FILE_CHUNKS)
+    total = sum(source.wanted for source in sources(request))
     speed = _matrix_speed()
     found: list[PlannedCell] = []
     for context in request.contexts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -19,7 +21,7 @@ from nybble.formats import KVSetting, check_head_size
 from nybble.models.demo import demo_model
 from nybble.models.summary import ModelSummary, summarise
 from nybble.results.records import ModelRecord
-from nybble.results.store import content_key, disk_errors
+from nybble.results.store import content_key, write_text
 from nybble.scoring.request import MeasureRequest, Progress
 
 WORKER = "nybble.scoring.worker"
@@ -141,9 +143,9 @@ def file_sha256(path: Path) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise NybbleError("cannot read the model", seen=f"{path}: {error}") from error
-    with disk_errors(note):
+    with contextlib.suppress(OSError, NybbleError):  # only saves time: a run can do without
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(digest, encoding="ascii")
+        write_text(note, digest)
     return digest
 
 
@@ -165,21 +167,22 @@ def float_copy(
     target = folder / f"{summary.path.stem[:60]}-{sha256[:12]}-{kind}.gguf"
     if target.exists():
         return target
-    needed = summary.n_params * (4 if kind == "f32" else 2) + (64 << 20)
-    with disk_errors(target):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+        held = filelock.FileLock(f"{target}.lock").acquire()
+    except OSError as error:
         raise NybbleError(
-            f"not enough disk for the {kind} copy of the weights",
-            seen=f"{free:,} bytes free in {folder}",
-            allowed=f"{needed:,} bytes",
-            hint="NYBBLE_CACHE=/bigger/disk, or --weights as-shipped (noise floor 5e-3)",
-        )
+            f"cannot write the {kind} copy of the weights",
+            seen=f"{folder}: {error.strerror or error}",
+            hint="NYBBLE_CACHE=/a/folder/of/yours, or --weights as-shipped (noise floor 5e-3)",
+        ) from error
     partial = target.with_suffix(f".{os.getpid()}.part")
-    with filelock.FileLock(f"{target}.lock"):
+    with held:
         if target.exists():
             return target
+        for stale in folder.glob(f"{glob.escape(target.stem)}.*.part"):  # of runs that were killed
+            stale.unlink(missing_ok=True)
+        _check_space(folder, summary.n_params * (4 if kind == "f32" else 2) + (64 << 20), kind)
         progress.begin(f"{kind} copy of the weights", 1.0)
         done = 0.0
 
@@ -199,6 +202,17 @@ def float_copy(
             child.close()
             partial.unlink(missing_ok=True)
     return target
+
+
+def _check_space(folder: Path, needed: int, kind: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NybbleError(
+            f"not enough disk for the {kind} copy of the weights",
+            seen=f"{free:,} bytes free in {folder}",
+            allowed=f"{needed:,} bytes or more",
+            hint="NYBBLE_CACHE=/bigger/disk, or --weights as-shipped (noise floor 5e-3)",
+        )
 
 
 @dataclass(frozen=True)

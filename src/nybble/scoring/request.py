@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,8 @@ from nybble.formats import KVSetting, parse
 # Three that users weigh against each other, and q5_1 to show that equal bytes are not equal loss.
 DEFAULT_SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q5_1/q5_1", "q4_0/q4_0")
 DEFAULT_CONTEXT = 1024  # twice the demo model's window, so every scored token looks past it
+MOST_CONTEXT = 1 << 24  # tokens to state bytes for; llama.cpp's dry run takes 52 bytes each
+MOST_THREADS = 512  # GGML_MAX_N_THREADS
 FILE_CHUNKS = 8  # chunks scored by default of the user's own text
 REFERENCE = KVSetting("f16", "f16")
 FLOOR = KVSetting("bf16", "bf16")
@@ -89,14 +92,27 @@ class MeasureRequest:
                 "--score-from is a fraction of the context", seen=self.score_from,
                 allowed="0 to 0.95",
             )  # fmt: skip
-        for name, value in (("--documents", self.documents), ("--threads", self.threads)):
-            if value is not None and value < 1:
-                raise NybbleError(f"{name} must be at least 1", seen=value, allowed="1 or more")
+        _range("--documents", self.documents, 1)
+        _range("--threads", self.threads, 1, MOST_THREADS)
+        _range("--seed", self.seed, 0)
+        for context in self.memory_at:
+            _range("--memory-at", context, 1, MOST_CONTEXT)
+        if not 0 < self.timeout <= threading.TIMEOUT_MAX:
+            raise NybbleError(
+                "--timeout is out of range", seen=self.timeout,
+                allowed=f"more than 0 s, up to {threading.TIMEOUT_MAX:.0f} s",
+            )  # fmt: skip
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise NybbleError(f"unknown value for {name}", seen=value, allowed=allowed)
+
+
+def _range(name: str, value: int | None, least: int, most: int | None = None) -> None:
+    if value is not None and not (least <= value and (most is None or value <= most)):
+        allowed = f"{least} or more" if most is None else f"{least} to {most:,}"
+        raise NybbleError(f"{name} is out of range", seen=value, allowed=allowed)
 
 
 class Progress(Protocol):

@@ -23,6 +23,8 @@ from nybble.scoring.compare import ROW, Rows
 from nybble.scoring.prepare import WORKER, PreparedModel
 from nybble.scoring.request import REFERENCE, MeasureRequest, Progress
 
+_ROTATION = ("rotation_k", "rotation_v")
+
 
 @dataclass
 class Outcome:
@@ -32,7 +34,6 @@ class Outcome:
     failed: dict[tuple[Series, int], str] = field(default_factory=dict)
     decode_s: float = 0.0
     compare_s: float = 0.0
-    info: dict[str, str] = field(default_factory=dict)
 
 
 class CellRunner:
@@ -76,7 +77,7 @@ class CellRunner:
         ]
 
     def _have(self, series: Series, chunk: Chunk, first: int) -> bool:
-        return self._store.path(self._names.name(series, chunk, first)).exists()
+        return self._store.has(self._names.name(series, chunk, first))
 
     def _first(self, chunks: Sequence[Chunk]) -> int:
         context = len(chunks[0].tokens) if chunks else 0
@@ -91,14 +92,21 @@ class CellRunner:
         """
         context = len(chunks[0].tokens)
         for chunk, series in zip(chunks, todo, strict=True):
+            one_by_one = False
             while wanted := [s for s in series if not self._given_up(s, context)]:
                 try:
                     # All lanes of this context are made once, also those later chunks skip.
                     self._ensure_lanes([s for t in todo for s in t], context)
                     wanted = [s for s in wanted if not self._given_up(s, context)]
-                    self._score(wanted, chunk)
+                    self._score(wanted, chunk, one_by_one)
                     break
                 except EngineCrashError as crash:
+                    # Lanes decode beside each other; only alone does a crash name its lane.
+                    if crash.where.get("step") == "decode" and not one_by_one:
+                        self._progress.note(f"{crash.what}; scoring this chunk lane by lane")
+                        self.close()
+                        one_by_one = True
+                        continue
                     self._give_up(crash.where.get("lane"), context, crash)
 
     def _given_up(self, series: Series, context: int) -> bool:
@@ -161,7 +169,7 @@ class CellRunner:
         self._progress.stage("loading the weights")
         child = EngineProcess(WORKER, timeout=self._request.timeout)
         try:
-            reply = child.request(
+            child.request(
                 {
                     "op": "open",
                     "paths": [str(m.scored_file) for m in self._models],
@@ -171,10 +179,9 @@ class CellRunner:
         except BaseException:
             child.close()
             raise
-        self.outcome.info = reply.header["info"]
         return child
 
-    def _score(self, series: Sequence[Series], chunk: Chunk) -> None:
+    def _score(self, series: Sequence[Series], chunk: Chunk, one_by_one: bool) -> None:
         assert self._child is not None
         if not series:
             return
@@ -184,13 +191,14 @@ class CellRunner:
             {
                 "op": "score",
                 "first": first,
+                "one_by_one": one_by_one,
                 "comparisons": [[place[s.lane], place[s.reference_lane]] for s in series],
             },
             np.ascontiguousarray(chunk.tokens, dtype=np.int32).tobytes(),
             on_event=lambda e: self._progress.advance(e.get("done", 0)),
         )
-        self.outcome.decode_s += sum(reply.header["decode_s"])
-        self.outcome.compare_s += reply.header["compare_s"]
+        self.outcome.decode_s += reply.header["decode"]
+        self.outcome.compare_s += reply.header["compare"]
         rows = np.frombuffer(reply.payload, dtype=ROW)
         start = 0
         for s, count in zip(series, reply.header["rows"], strict=True):
@@ -222,8 +230,17 @@ class CellRunner:
                 "category": chunk.category,
                 "document": chunk.document,
                 "chunk": chunk.index,
+                **{side: self.outcome.applied[series.lane][side] for side in _ROTATION},
             },
         )
+
+    def rotation(self, series: Series, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """Widths of K's and V's rotation in effect: of this run, else as a finished cell says."""
+        applied = self.outcome.applied.get(series.lane, {})
+        names = (self._names.name(series, c, self._first(chunks)) for c in chunks)
+        while not applied and (name := next(names, None)):
+            applied = self._store.read_constants(name, _ROTATION)
+        return applied.get("rotation_k", 0), applied.get("rotation_v", 0)
 
     def rows(self, series: Series, chunk: Chunk) -> Rows | None:
         """A finished cell's rows."""

@@ -48,13 +48,16 @@ class Sample:
     """
 
     def __init__(self, chunks: Sequence[ScoredChunk], seed: int = 0) -> None:
-        names = list(dict.fromkeys((c.category, c.document) for c in chunks))
+        # A document without one finite token has nothing to draw, so it is not a document here.
+        kept = [c for c in chunks if _finite(c.rows).any()]
+        names = list(dict.fromkeys((c.category, c.document) for c in kept))
         place = {name: i for i, name in enumerate(names)}
         rows = np.concatenate([c.rows for c in chunks])
         owner = np.repeat(
-            [place[c.category, c.document] for c in chunks], [len(c.rows) for c in chunks]
+            [place.get((c.category, c.document), -1) for c in chunks],
+            [len(c.rows) for c in chunks],
         )
-        finite = np.isfinite(rows["kld"]) & np.isfinite(rows["nll"]) & np.isfinite(rows["nll_ref"])
+        finite = _finite(rows)
         self.n_nonfinite = int((~finite).sum())
         self.rows: Rows = rows[finite]
         self.owner: npt.NDArray[np.int64] = owner[finite]
@@ -117,6 +120,10 @@ class Sample:
         tail = expanded_tail(self.n_documents)
         low, high = np.quantile(drawn, [tail, 1 - tail])
         return float(low), float(high)
+
+
+def _finite(rows: Rows) -> npt.NDArray[np.bool_]:
+    return np.isfinite(rows["kld"]) & np.isfinite(rows["nll"]) & np.isfinite(rows["nll_ref"])
 
 
 def expanded_tail(n: int) -> float:

@@ -28,12 +28,14 @@ class Text:
         sources: what the record says of each category: title, licence, source, chunks.
         how: how documents were framed ("raw text", "template", ...).
         warnings: categories that are too short for a context.
+        info: the engine's version and CPU features.
     """
 
     chunks: dict[int, list[Chunk]] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     how: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    info: dict[str, str] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Hash of all scored tokens."""
@@ -45,8 +47,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A category to cut: built in (documents None) or the user's."""
+class Source:
+    """A category to cut into up to `wanted` chunks: built in (documents None) or the user's."""
 
     category: str
     documents: list[Document] | None
@@ -59,31 +61,37 @@ def gather(model: PreparedModel, request: MeasureRequest, progress: Progress) ->
     Raises:
         NybbleError: unknown category, unreadable text, or text shorter than one context.
     """
-    sources = _sources(request)
+    named = sources(request)
     text = Text()
     progress.stage("tokenizing")
     child = EngineProcess(WORKER, timeout=request.timeout)
     try:
-        child.request({"op": "open", "paths": [str(model.scored_file)], "vocabulary": True})
+        opened = {"op": "open", "paths": [str(model.scored_file)], "vocabulary": True}
+        text.info = child.request(opened).header["info"]
         for context in request.contexts:
             found: list[Chunk] = []
-            for source in sources:
+            for source in named:
                 found += _cut(child, source, context, model.template, text)
             if not found:
                 raise NybbleError(
                     f"the text is shorter than one context of {context:,} tokens",
-                    seen="; ".join(text.warnings[-len(sources):]),
+                    seen="; ".join(text.warnings[-len(named):]),
                     hint="a smaller --context, more --text, or the built-in categories",
                 )  # fmt: skip
             text.chunks[context] = found
     finally:
         child.close()
-    for source in sources:
+    for source in named:
         text.sources.append(_describe(source, text))
     return text
 
 
-def _sources(request: MeasureRequest) -> list[_Source]:
+def sources(request: MeasureRequest) -> list[Source]:
+    """The categories and files that the request names, read but not tokenized.
+
+    Raises:
+        NybbleError: unknown category, or text that cannot be read.
+    """
     own: list[Document] = []
     if request.text:
         own += from_text_files(list(request.text))
@@ -100,6 +108,8 @@ def _sources(request: MeasureRequest) -> list[_Source]:
                 seen=name,
                 allowed=CATEGORIES,
             )
+    if not own and not names:
+        raise NybbleError("no text to score", hint=f"--categories {','.join(CATEGORIES)}")
     groups: dict[str, list[Document]] = {}
     for document in own:
         groups.setdefault(document.category, []).append(document)
@@ -111,13 +121,13 @@ def _sources(request: MeasureRequest) -> list[_Source]:
             hint="rename it in the JSONL file, or leave it out of --categories",
         )
     return [
-        *(_Source(n, None, request.documents or 1) for n in names),
-        *(_Source(n, d, request.documents or FILE_CHUNKS) for n, d in groups.items()),
+        *(Source(n, None, request.documents or 1) for n in names),
+        *(Source(n, d, request.documents or FILE_CHUNKS) for n, d in groups.items()),
     ]
 
 
 def _cut(
-    child: EngineProcess, source: _Source, context: int, template: str | None, text: Text
+    child: EngineProcess, source: Source, context: int, template: str | None, text: Text
 ) -> list[Chunk]:
     given = None
     if source.documents is not None:
@@ -133,7 +143,7 @@ def _cut(
         }
     )
     meta: Sequence[dict[str, Any]] = reply.header["chunks"]
-    tokens = np.frombuffer(reply.payload, dtype=np.int32).reshape(len(meta), -1)
+    tokens = np.frombuffer(reply.payload, dtype=np.int32).reshape(len(meta), context)
     text.how.update(reply.header["how"])
     if not meta:
         text.warnings.append(
@@ -149,7 +159,7 @@ def _cut(
     ]  # fmt: skip
 
 
-def _describe(source: _Source, text: Text) -> dict[str, Any]:
+def _describe(source: Source, text: Text) -> dict[str, Any]:
     known = CATEGORIES.get(source.category) if source.documents is None else None
     files = sorted({d.source for d in source.documents or ()})
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,13 @@ def load_thresholds(path: Path | None = None) -> dict[str, Limit]:
             text = shipped.read_text(encoding="utf-8")
         data = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise NybbleError("cannot read thresholds", seen=f"{name}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise NybbleError(
+            "cannot read the thresholds",
+            seen=f"{name}: {reason}",
+            allowed=f"a TOML file with a table for one or more of {', '.join(_ALLOWED)}",
+            hint="a line such as: mean_kld = { safe = 0.01, broken = 0.1 }",
+        ) from error
     limits: dict[str, Limit] = {}
     for metric, values in data.items():
         if metric not in _ALLOWED:
@@ -67,8 +74,9 @@ def load_thresholds(path: Path | None = None) -> dict[str, Limit]:
 
 
 def _judge(value: Estimate, limit: Limit) -> str:
-    low = value.value if value.low is None else value.low
-    high = value.value if value.high is None else value.high
+    if value.low is None or value.high is None:
+        return "unresolved"  # too few documents for an interval decide nothing
+    low, high = value.low, value.high
     if high <= limit.safe:
         return "safe"
     if low > limit.broken:
@@ -99,7 +107,7 @@ def judge(metrics: Mapping[str, Estimate], limits: Mapping[str, Limit]) -> Verdi
 
 
 def _high(value: Estimate) -> float:
-    return value.value if value.high is None else value.high
+    return math.inf if value.high is None else value.high
 
 
 def _reason(metric: str, value: Estimate, limit: Limit) -> str:
@@ -108,7 +116,9 @@ def _reason(metric: str, value: Estimate, limit: Limit) -> str:
     def show(x: float) -> str:
         return f"{x:.2%}" if percent else f"{x:.2g}"
 
-    span = "" if value.low is None else f" ({show(value.low)} to {show(_high(value))})"
+    span = " (too few documents for an interval)"
+    if value.low is not None and value.high is not None:
+        span = f" ({show(value.low)} to {show(value.high)})"
     return (
         f"{_WORDS.get(metric, metric)} {show(value.value)}{span}, "
         f"safe up to {show(limit.safe)}, broken above {show(limit.broken)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +23,12 @@ from nybble.engines.llamacpp.model import Context, Model
 from nybble.errors import NybbleError
 from nybble.formats import parse
 from nybble.scoring.chunks import Chunk, Piece, cut
-from nybble.scoring.compare import ROW, Comparator
+from nybble.scoring.compare import ROW
 from nybble.scoring.corpora import CATEGORIES, Document, request_for
 from nybble.scoring.corpora.render import framed, plain
 from nybble.scoring.lockstep import Comparison, block_rows, score_chunk
 
+MAX_PARALLEL = 4  # lanes at one time; more only wait for memory bandwidth
 _SPLIT = "nybble7f3c1e5a9b"  # stands for the text while the template's frame is taken apart
 
 
@@ -37,13 +39,15 @@ class Worker:
         self._out = out
         self._models: list[Model] = []
         self._lanes: list[Context] = []
-        self._comparator: Comparator | None = None
+        self._lock = threading.Lock()
+        self._parallel = 1
         self._rows = 1
         self._threads = 1
 
     def event(self, **fields: Any) -> None:
-        """Tell the parent where the work is."""
-        write_frame(self._out, Frame({"event": True, **fields}))
+        """Tell the parent where the work is; lanes call this from their own threads."""
+        with self._lock:
+            write_frame(self._out, Frame({"event": True, **fields}))
 
     def answer(self, request: Frame) -> Frame:
         """Dispatch one request to its `do_` method."""
@@ -144,12 +148,14 @@ class Worker:
         self._lanes = []
         n_vocab = self._models[0].vocabulary.n_tokens
         self._rows = block_rows(n_vocab, h["via"])
+        self._parallel = min(MAX_PARALLEL, self._threads, len(h["lanes"]))
+        threads = self._threads // self._parallel
         applied = []
         for i, (model, setting) in enumerate(h["lanes"]):
             self.event(step="context", lane=i)
             self._lanes.append(
                 self._models[model].context(
-                    parse(setting), h["context"], rows=self._rows, threads=self._threads
+                    parse(setting), h["context"], rows=self._rows, threads=threads
                 )
             )
             cache = self._lanes[-1].applied
@@ -160,32 +166,25 @@ class Worker:
                     "rotation_v": cache.rotation_v,
                 }
             )
-        if self._comparator is not None:
-            self._comparator.close()
-        self._comparator = Comparator(n_vocab, self._rows, self._threads)
         return Frame({"applied": applied})
 
     def do_score(self, request: Frame) -> Frame:
         """Score one chunk in the lanes; the payload is ROW records, comparison by comparison."""
         h = request.header
-        assert self._comparator is not None
         comparisons = [Comparison(*pair) for pair in h["comparisons"]]
         used = sorted({i for c in comparisons for i in (c.lane, c.reference)})
         place = {lane: i for i, lane in enumerate(used)}
-        rows, timing = score_chunk(
+        scored = score_chunk(
             [self._lanes[i] for i in used],
             [Comparison(place[c.lane], place[c.reference]) for c in comparisons],
             np.frombuffer(request.payload, dtype=np.int32),
             h["first"],
             self._rows,
-            self._comparator,
+            1 if h["one_by_one"] else self._parallel,
             lambda lane, done: self.event(step="decode", lane=used[lane], done=done),
         )
-        payload = b"".join(r.astype(ROW).tobytes() for r in rows)
-        counts = [len(r) for r in rows]
-        return Frame(
-            {"rows": counts, "decode_s": timing.decode, "compare_s": timing.compare}, payload
-        )
+        header = {"rows": [len(r) for r in scored.rows], **vars(scored.timing)}
+        return Frame(header, b"".join(r.astype(ROW).tobytes() for r in scored.rows))
 
 
 def main() -> None:

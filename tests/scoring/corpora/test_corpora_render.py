@@ -248,6 +248,22 @@ def test_developer_and_repeated_roles() -> None:
     assert "one\n\ntwo" in rendered.text
 
 
+def test_template_that_loops_over_no_tools() -> None:
+    template = "{% for t in tools %}{{ t }}{% endfor %}{{ messages[1].content }}"
+    assert frame(TEXT, template).text == TEXT.text
+
+
+def test_dropped_parallel_call_is_noticed() -> None:
+    calls = [call("weather", city="Tromsø"), call("weather", city="Kirkenes")]
+    messages = ({"role": "user", "content": "Both?"}, TALK.messages[2] | {"tool_calls": calls})
+    document = Document(id="p", category="tools", messages=messages, tools=(TOOL,))
+    template = CHATML.replace("in message.tool_calls", "in (message.tool_calls or [])[:1]")
+    rendered = frame(document, template)
+    assert rendered.how == "template, tools written into the text"
+    assert "Kirkenes" in rendered.text
+    assert frame(document, CHATML).how == "template"
+
+
 def test_document_that_no_form_fits() -> None:
     document = Document(id="d", category="jsonl", messages=({"role": "assistant", "content": "x"},))
     with pytest.raises(NybbleError, match="must alternate"):

@@ -116,10 +116,13 @@ _MODEL_DEFAULTS: dict[str, object] = {
 ffi: Any = FFI()
 ffi.cdef(CDEF)
 
+_DEBUG = 1  # GGML_LOG_LEVEL_DEBUG
 _log: list[str] = []
 
 
 def _keep_log(level: int, text: Any, user: Any) -> None:
+    if level == _DEBUG:  # thousands of lines a context on deep models, none that we read
+        return
     _log.append(ffi.string(text).decode("utf-8", "replace"))
     if len(_log) > 4000:  # a chatty model must not grow memory
         del _log[:2000]

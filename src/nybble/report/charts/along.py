@@ -29,7 +29,7 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     ends = [v for g in groups for r in g.done for _, s in _parts(r) for v in _range(s)]
     low, high = canvas.log_range(ends)
     lines = 1 if len(groups) <= 2 else -(-len(groups) // 2)
-    figure = canvas.new_figure(3.6 if lines == 1 else 3.0 * lines, theme)
+    figure = canvas.new_figure(3.6 if lines == 1 else 3.0 * lines)
     picture = Picture(figure)
     panels = canvas.panels(figure, len(groups), theme)
     for axes, group in zip(panels, groups, strict=True):
@@ -47,7 +47,7 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     _room_for_labels(panels, groups)
     for axes, group in zip(panels, groups, strict=True):
         _panel(picture, axes, group, colours, theme, low)
-    _words(m, picture, groups)
+    _words(picture, groups)
     return picture
 
 
@@ -113,9 +113,11 @@ def _range(part: Slice) -> list[float]:
     return [v for v in (found.low, found.value, found.high) if v is not None]
 
 
-def _words(m: Measurement, picture: Picture, groups: list[Group]) -> None:
+def _words(picture: Picture, groups: list[Group]) -> None:
     picture.title = "KLD along the context"
-    shade = " Shading is the 95 % interval of each stretch." if view.has_intervals(m) else ""
+    known = [s for g in groups for r in g.done for _, s in _parts(r)]
+    shaded = any(len(_range(s)) == 3 for s in known)
+    shade = " Shading is the 95 % interval of each stretch." if shaded else ""
     picture.caption = f"Each dot is the mean over a stretch of positions.{shade}"
     said = []
     for group in groups:

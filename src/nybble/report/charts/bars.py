@@ -33,7 +33,7 @@ def draw(bars: list[Bar], theme: Theme) -> Picture:
     log = min(values) > 0 and max(values) > _SPAN * min(values)
     per_group = {g: [b for b in bars if b.group == g] for g in groups}
     lines = len(bars) + 0.7 * (len(groups) - 1)
-    figure = canvas.new_figure(0.75 + 0.24 * lines, theme)
+    figure = canvas.new_figure(0.75 + 0.24 * lines)
     picture = Picture(figure)
     axes = figure.subplots()
     canvas.dress(axes, theme)

@@ -8,6 +8,7 @@ picture reads on a light and on a dark page; `PRINT` has the light colours thems
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,7 +115,10 @@ class Picture:
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """Our rcParams, restored afterwards. `$` in a name must not start mathematics."""
+    """Our rcParams, restored afterwards. `$` in a name must not start mathematics.
+
+    Text stays text in SVG, so a glyph that matplotlib's own font lacks is no loss.
+    """
     params: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
@@ -124,11 +128,12 @@ def style(salt: str) -> Iterator[None]:
         "axes.unicode_minus": False,
         "path.simplify": False,
     }
-    with mpl.rc_context(params):
+    with mpl.rc_context(params), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
-def new_figure(height: float, theme: Theme) -> Figure:
+def new_figure(height: float) -> Figure:
     """A transparent figure of the common width that can measure text."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
     FigureCanvasAgg(figure)
@@ -211,7 +216,7 @@ def log_range(values: Sequence[float]) -> tuple[float, float]:
 
 def bands(axes: Axes, limits: Limits, low: float, high: float, theme: Theme) -> list[Text]:
     """Faint safe, degraded and broken bands; returns their names, drawn at the right edge."""
-    names = []
+    names: list[Text] = []
     parts = (
         ("safe", low, limits.safe, theme.safe),
         ("degraded", limits.safe, limits.broken, theme.degraded),

@@ -27,16 +27,18 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     if not groups:
         return None
     names = list(dict.fromkeys(n for g in groups for r in g.done for n in _cells(r)))
+    if len(names) < 2:  # the main table says it already
+        return None
     known = [e.value for g in groups for r in g.done for e in _cells(r).values()]
     low, high = canvas.log_range(known)
-    heights = [0.8 + 0.3 * len(g.done) for g in groups]
-    figure = canvas.new_figure(0.35 + sum(heights), theme)
+    heights = [0.7 + 0.24 * len(g.done) for g in groups]
+    figure = canvas.new_figure(0.35 + sum(heights))
     picture = Picture(figure)
     grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)
     for axes, group in zip((line[0] for line in grid), groups, strict=True):
         _map(picture, axes, group, names, (low, high), theme)
     canvas.freeze(figure)
-    _words(m, picture, groups, names)
+    _words(picture, groups, names)
     return picture
 
 
@@ -104,7 +106,7 @@ def _ink(fill: str) -> str:
     return "#111418" if (light + 0.05) ** 2 > 0.05 * 1.05 else "#fefefe"
 
 
-def _words(m: Measurement, picture: Picture, groups: list[Group], names: list[str]) -> None:
+def _words(picture: Picture, groups: list[Group], names: list[str]) -> None:
     picture.title = "KLD by kind of text"
     picture.caption = "Mean KLD in nats; darker is more drift, on a log scale."
     worst = []

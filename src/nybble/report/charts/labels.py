@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _ANGLES = (0, 180, 90, 270, 40, 320, 140, 220, 65, 295, 115, 245)
 _DISTANCES = (7, 12, 18, 26, 36, 50)  # points
+_FAR = 14  # points from which a label needs a line to its mark
 
 
 class Box(NamedTuple):
@@ -29,6 +30,10 @@ class Box(NamedTuple):
         width = min(self.x1, other.x1) - max(self.x0, other.x0)
         height = min(self.y1, other.y1) - max(self.y0, other.y0)
         return max(0.0, width) * max(0.0, height)
+
+    def nearest(self, x: float, y: float) -> tuple[float, float]:
+        """The point of the box that is closest to x, y."""
+        return min(max(x, self.x0), self.x1), min(max(y, self.y0), self.y1)
 
     def inside(self, other: Box) -> bool:
         """Whether this box lies in the other."""
@@ -58,7 +63,7 @@ def place(
     """
     taken = list(obstacles)
     taken += [Box(x - 4 * unit, y - 4 * unit, x + 4 * unit, y + 4 * unit) for x, y in points]
-    boxes = []
+    boxes: list[Box] = []
     for (x, y), (width, height) in zip(points, sizes, strict=True):
         best: tuple[float, Box] | None = None
         for rank, (distance, angle) in enumerate((d, a) for d in _DISTANCES for a in _ANGLES):
@@ -66,7 +71,8 @@ def place(
             cx = x + dx * (distance * unit + width / 2 * abs(dx) ** 0.5)
             cy = y + dy * (distance * unit + height / 2)
             box = Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-            cost = sum(box.overlap(other) for other in taken) * 100 + rank
+            cost = rank + 100 * sum(box.overlap(other) for other in taken)
+            cost += 100 * sum(dot.overlap(b) for dot in _leader(x, y, box, unit) for b in boxes)
             if not box.inside(frame):
                 cost += 1e6
             if best is None or cost < best[0]:
@@ -75,8 +81,20 @@ def place(
                 break
         assert best is not None
         boxes.append(best[1])
-        taken.append(best[1])
+        taken += [best[1], *_leader(x, y, best[1], unit)]
     return boxes
+
+
+def _leader(x: float, y: float, box: Box, unit: float) -> list[Box]:
+    """The line that joins a far label to its point, as dots; none for a near label."""
+    end = box.nearest(x, y)
+    if math.dist(end, (x, y)) <= _FAR * unit:
+        return []
+    found = []
+    for k in range(1, 12):  # both ends left out: they touch the point and the label
+        px, py = x + (end[0] - x) * k / 12, y + (end[1] - y) * k / 12
+        found.append(Box(px - 1, py - 1, px + 1, py + 1))
+    return found
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -143,7 +161,7 @@ def beside_points(
     for (x, _), (low, high) in zip(points, bars, strict=True):
         ends = axes.transData.transform([(x, low), (x, high)])
         px, y0, y1 = float(ends[0][0]), float(ends[0][1]), float(ends[1][1])
-        obstacles.append(Box(px - 2 * unit, y0, px + 2 * unit, y1))
+        obstacles.append(Box(px - 2 * unit, y0 - 2 * unit, px + 2 * unit, y1 + 2 * unit))
     drawn = [
         axes.text(0, 0, t, fontsize=SIZE, color=theme.fg, ha="left", va="baseline", zorder=6)
         for t in texts
@@ -163,8 +181,8 @@ def beside_points(
         x = {"left": box.x0 + unit, "right": box.x1 - unit, "center": middle[0]}[side]
         label.set_position(tuple(back.transform((x, box.y0 + 0.28 * (box.y1 - box.y0)))))
         label.set_horizontalalignment(side)
-        nearest = (min(max(px, box.x0), box.x1), min(max(py, box.y0), box.y1))
-        if math.dist(nearest, (px, py)) > 14 * unit:
+        nearest = box.nearest(px, py)
+        if math.dist(nearest, (px, py)) > _FAR * unit:
             line = back.transform([(px, py), nearest])
             axes.plot(line[:, 0], line[:, 1], color=theme.muted, linewidth=0.6, zorder=2)
 

@@ -33,16 +33,21 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     low, high = canvas.log_range(values)
 
     lines = 1 if len(contexts) <= 3 else -(-len(contexts) // 2)
-    figure = canvas.new_figure(4.3 if lines == 1 else 3.4 * lines, theme)
+    figure = canvas.new_figure(4.3 if lines == 1 else 3.4 * lines)
     picture = Picture(figure)
     panels = canvas.panels(figure, len(contexts), theme, share_x=True)
     xs = [_x(r, scale) for r in rows]
-    margin = 0.12 * (max(xs) - min(xs)) or 0.5 * max(max(xs), 1)
+    margin = 0.08 * (max(xs) - min(xs)) or 0.5 * max(max(xs), 1)
+    columns = len(contexts) if lines == 1 else 2
+    longest = max(len(_name(m, r)) for r in rows)
+    # Labels stand to the right of their points; the last ones need room: 0.62 em a letter.
+    share = min(0.4, (14 + 0.62 * canvas.SIZE * longest) * columns / (72 * canvas.WIDTH))
+    right = share / (1 - share) * (max(xs) - min(xs) + margin) if len(set(xs)) > 1 else margin
     for i, (axes, context) in enumerate(zip(panels, contexts, strict=True)):
         canvas.log_axis(axes, "y", low, high)
-        axes.set_xlim(min(xs) - margin, max(xs) + margin)
+        axes.set_xlim(min(xs) - margin, max(xs) + max(right, margin))
         _x_axis(axes, scale)
-        if i % (len(contexts) if lines == 1 else 2) == 0:
+        if i % columns == 0:
             axes.set_ylabel("mean KLD, nats (log scale)")
         if len(contexts) > 1:
             canvas.title(axes, f"context {fmt.count(context)}", theme)
@@ -66,6 +71,7 @@ def _panel(
     boxes: list[labels.Box],
 ) -> None:
     points, texts, bars = [], [], []
+    order = list(dict.fromkeys([x.label for x in m.models] + [g.model for g in groups]))
     floor = max((g.floor.value for g in groups if g.floor), default=0.0)
     if floor > low:
         line = axes.axhline(floor, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -81,7 +87,7 @@ def _panel(
         )
         boxes.append(labels.extent(note))
     for group in groups:
-        number = [x.label for x in m.models].index(group.model) if len(m.models) > 1 else 0
+        number = order.index(group.model)
         colour = theme.line(number)
         spots = [(_x(r, scale), max(r.metrics["mean_kld"].value, low)) for r in group.done]
         front = [spots[i] for i in view.pareto(spots)]
@@ -98,15 +104,14 @@ def _panel(
                 markersize=6.5,
                 color=colour,
                 markeredgecolor=theme.bg,
-                markeredgewidth=1,
+                markeredgewidth=0.5,
                 zorder=5,
                 clip_on=False,
             )
             picture.tip(mark, _tip(m, row))
             points.append((x, y))
             bars.append((bottom, top))
-            name = fmt.clean(row.setting, 24)
-            texts.append(f"{row.model}: {name}" if len(m.models) > 1 else name)
+            texts.append(_name(m, row))
     labels.beside_points(axes, points, texts, bars, theme, boxes)
 
 
@@ -133,6 +138,11 @@ def _x_axis(axes: Axes, scale: float | None) -> None:
     top.tick_params(length=0, labelsize=canvas.SMALL, labelcolor=muted)
     top.set_xticks([v * unit / scale for v in ticks], [fmt.tick(float(v)) for v in ticks])
     top.set_xlabel(f"{('bytes', 'KiB', 'MiB', 'GiB')[power]} per token", color=muted)
+
+
+def _name(m: Measurement, row: Row) -> str:
+    name = fmt.clean(row.setting, 24)
+    return f"{row.model}: {name}" if len(m.models) > 1 else name
 
 
 def _x(row: Row, scale: float | None) -> float:
@@ -169,10 +179,17 @@ def _words(m: Measurement, picture: Picture, groups: list[Group], bits: bool) ->
         + "; ".join(_tip(m, r) for g in groups for r in g.done)
     )
     whiskers = "Whiskers are 95 % intervals. " if view.has_intervals(m) else ""
+    front = (
+        "The line joins the settings that no other measured one beats in both. "
+        if any(len(g.done) > 1 for g in groups)
+        else ""
+    )
     picture.caption = (
-        "Lower is closer to the 16-bit cache, further left is smaller. The line joins the "
-        f"settings that no other measured one beats in both. {whiskers}"
+        f"Lower is closer to the 16-bit cache, further left is smaller. {front}{whiskers}"
     ).strip()
+    found = m.protocol.get("thresholds")
+    if isinstance(found, dict) and "mean_kld" in found and len(found) > 1:
+        picture.caption += " Bands show the mean KLD limits alone; verdicts use other limits too."
     picture.header = ("KV type", "bits", "bytes/token", "mean KLD [low, high]", "verdict")
     several = len(groups) > 1
     if several:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 import xml.etree.ElementTree as ET
 
 from matplotlib.figure import Figure
@@ -57,10 +56,7 @@ def standalone(picture: Picture) -> str:
 
 def _parse(figure: Figure, picture: Picture) -> ET.Element:
     out = io.StringIO()
-    with warnings.catch_warnings():
-        # Text stays text, so a glyph that matplotlib's font lacks is no loss.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(out.getvalue())
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -126,14 +126,21 @@ def _run(
 ) -> str:
     environment = compiled.environment
     assert isinstance(environment, MeteredEnvironment)
-    environment.begin(_ALLOWANCE * _characters(messages, tools))
-    try:
-        text = compiled.render(messages=messages, tools=tools or None, **variables)
-        text.encode()
-    except Exception as error:
-        # A template is a program from a stranger: whatever it raises is its own failure.
-        raise _TemplateFailure(_message_of(error)) from error
-    return text
+    failure: Exception | None = None
+    # Most templates expect none for "no tools"; a few loop over the list in any case.
+    choices: list[list[dict[str, Any]] | None] = [tools] if tools else [None, []]
+    for given in choices:
+        environment.begin(_ALLOWANCE * _characters(messages, tools))
+        try:
+            text = compiled.render(messages=messages, tools=given, **variables)
+            text.encode()
+        except Exception as error:
+            # A template is a program from a stranger: whatever it raises is its own failure.
+            failure = failure or error
+        else:
+            return text
+    assert failure is not None
+    raise _TemplateFailure(_message_of(failure)) from failure
 
 
 def _frame_text(

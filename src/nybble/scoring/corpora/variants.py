@@ -140,10 +140,23 @@ def missing_part(text: str, messages: list[Message], tools: list[dict[str, Any]]
         if not _holds(text, content):
             return f"the content of a message of role '{message['role']}'"
         for call in message.get("tool_calls", ()):
-            written = dump(_arguments(call))
-            if call["function"]["name"] not in text or not _holds(text, written):
+            leaves = _leaves(_arguments(call))
+            if call["function"]["name"] not in text or not all(_holds(text, x) for x in leaves):
                 return f"the call of '{call['function']['name']}'"
     return ""
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Yield the keys and the texts and numbers in `value`, which any format must print."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        yield str(value)
 
 
 def _holds(text: str, content: str) -> bool:

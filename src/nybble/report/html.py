@@ -1,0 +1,165 @@
+"""One HTML file with everything in it: no address is ever fetched, no library is loaded.
+
+Every name in a measurement may be hostile. Jinja2 escapes all text; the three trusted parts
+(our style sheet, our script, the rewritten SVG) are marked as such here and nowhere else; and a
+content security policy lets run only the one script whose hash it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from nybble.report import cells, describe, table, view
+from nybble.report import format as fmt
+from nybble.results.records import Measurement, Row, to_json
+
+GLOSSARY = (
+    describe.Entry(
+        "mean KLD",
+        "Kullback-Leibler divergence from the 16-bit cache's prediction to this cache's, over "
+        "the whole vocabulary, in nats; mean over the scored tokens.",
+    ),
+    describe.Entry("p99.9 KLD", "One scored token in a thousand drifts more than this."),
+    describe.Entry("same top", "Share of tokens whose most likely next token is the same."),
+    describe.Entry(
+        "flips",
+        "Share of tokens whose most likely next token changed although the 16-bit cache put it "
+        "more than 0.5 nat ahead of its second choice.",
+    ),
+    describe.Entry(
+        "PPL ratio",
+        "Perplexity of the text with this cache divided by that with the 16-bit cache.",
+    ),
+    describe.Entry(
+        "bytes/token", "What one more token adds to the cache once sliding windows are full."
+    ),
+    describe.Entry("unresolved", "The interval spans a threshold; more documents would narrow it."),
+)
+_LEFT = ("KV type", "group", "tokens", "which", "verdict")
+_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    interval: str | None = None
+
+
+@dataclass(frozen=True)
+class _Line:
+    setting: str
+    cells: list[_Cell]
+    verdict: str
+    reference: bool
+    error: str | None
+
+
+@dataclass(frozen=True)
+class _Lines:
+    title: str
+    rows: list[_Line]
+
+
+@dataclass(frozen=True)
+class _Chip:
+    name: str
+    label: str
+    reason: str
+
+
+def html_report(m: Measurement) -> str:
+    """The report of a measurement as one HTML page."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from nybble.report import plots
+
+    script = _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    charts = [vars(c) | {"svg": Markup(c.svg)} for c in plots.charts(m)]
+    values: dict[str, Any] = {
+        "title": f"{view.names(m)}: quality of a quantized KV cache",
+        "names": view.names(m, 120),
+        "engine": describe.engine(m),
+        "scale": describe.scale(m),
+        "created": fmt.clean(m.created, 40),
+        "recommendation": fmt.clean(m.recommendation),
+        "scope": describe.SCOPE,
+        "chips": _chips(m),
+        "columns": table.COLUMNS,
+        "groups": [_lines(g) for g in view.groups(m)],
+        "intervals": view.has_intervals(m),
+        "width": len(table.COLUMNS) + view.has_intervals(m),
+        "notes": view.notes(m),
+        "glossary": GLOSSARY,
+        "cells": cells.texts(m),
+        "cells_header": cells.header(m),
+        "own_question": cells.OWN_QUESTION,
+        "other_question": cells.OTHER_QUESTION,
+        "models": [describe.Entry(x.label, fmt.clean(x.name, 120)) for x in m.models],
+        "charts": charts,
+        "left": _LEFT,
+        "how": describe.how(m),
+        "texts": describe.texts(m),
+        "warnings": [fmt.clean(w) for w in m.warnings],
+        "command": fmt.clean(m.command).split(" "),
+        "setup": describe.setup(m),
+        "version": fmt.clean(m.versions.get("nybble", ""), 40),
+        "known_verdicts": (*view.VERDICTS, "failed"),
+        "json": Markup(script_json(m)),
+        "css": Markup(_asset("report.css")),
+        "js": Markup(script),
+        "script_hash": f"sha256-{digest}",
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(_asset("template.html.j2")).render(values)
+
+
+def script_json(m: Measurement) -> str:
+    """The measurement as JSON that cannot end or open a script element or a comment."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(m))
+
+
+def _asset(name: str) -> str:
+    return resources.files("nybble.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _chips(m: Measurement) -> list[_Chip]:
+    found = []
+    for group in view.groups(m):
+        for row in group.candidates:
+            label = table.verdict(row)
+            if not label:
+                continue
+            name = table.setting(row) + (f" ({group.title})" if group.title else "")
+            if row.status == "failed":
+                reason = view.short_error(row)
+            else:
+                reason = fmt.clean(row.verdict.reason, 200) if row.verdict else ""
+            found.append(_Chip(name, label, reason))
+    return found
+
+
+def _lines(group: view.Group) -> _Lines:
+    rows = [*group.candidates, *group.references]
+    return _Lines(group.title, [_line(r, r.role != "candidate") for r in rows])
+
+
+def _line(row: Row, reference: bool) -> _Line:
+    found = []
+    for column in table.COLUMNS[1:-1]:
+        if column.key == "mean_kld":
+            mean = row.metrics.get("mean_kld")
+            text = fmt.kld(mean.value if mean else None)
+            found.append(_Cell(text, fmt.interval(mean)))
+        else:
+            found.append(_Cell(column.cell(row)))
+    error = f"failed: {view.short_error(row, 200)}" if row.status == "failed" else None
+    return _Line(table.short_setting(row), found, table.verdict(row), reference, error)
