@@ -32,24 +32,23 @@ class Ran:
         return json.loads(self.out)
 
 
-def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of the tests, without what makes a terminal of it, and `env`."""
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in _TERMINAL}
     return {**kept, **(env or {})}
 
 
-def invoke(
+def _invoke(
     *args: object,
     cwd: Path,
     env: Mapping[str, str] | None = None,
     traceback: bool = False,
     timeout: float = 120,
 ) -> Ran:
-    """Run `nybble ARGS` in `cwd` and wait for it."""
+    """Run `nybble ARGS` in `cwd`, without a terminal, and wait for it."""
     done = subprocess.run(
         [*NYBBLE, *map(str, args)],
         cwd=cwd,
-        env=environment(env),
+        env=_environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=timeout,
@@ -60,28 +59,40 @@ def invoke(
     return ran
 
 
-def start(*args: object, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start `nybble ARGS` in a process group of its own; Ctrl-C works in it."""
+def _start(*args: object, cwd: Path, env: Mapping[str, str] | None = None) -> Any:
+    """Start `nybble ARGS` in a process group of its own, in which Ctrl-C works."""
     return subprocess.Popen(
         [*NYBBLE, *map(str, args)],
         cwd=cwd,
-        env=environment(env),
+        env=_environment(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         # A shell's background job ignores Ctrl-C and hands that on; ours must not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+@pytest.fixture(scope="session")
+def invoke() -> Callable[..., Ran]:
+    """Runs a command in a folder that is named."""
+    return _invoke
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., Any]:
+    """Starts a command and does not wait."""
+    return _start
 
 
 @pytest.fixture
 def nybble(tmp_path: Path) -> Callable[..., Ran]:
-    """`invoke` in the test's own folder."""
+    """Runs a command in the test's own folder."""
 
     def run(*args: object, **options: Any) -> Ran:
-        return invoke(*args, **{"cwd": tmp_path, **options})
+        return _invoke(*args, **{"cwd": tmp_path, **options})
 
     return run
 

@@ -35,5 +35,5 @@ def formats(as_json: bool) -> None:
         )
     out = console.out()
     out.print(table)
-    click.echo("A setting is K/V, for example q8_0/q4_0; add -norot to switch llama.cpp's rotation")
-    click.echo("off. The block must divide the model's head size. Bits include scales.")
+    click.echo("A setting is K/V, for example q8_0/q4_0; add -norot to switch llama.cpp's")
+    click.echo("rotation off. The block must divide the model's head size. Bits include scales.")

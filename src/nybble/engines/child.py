@@ -23,6 +23,7 @@ from typing import IO, Any
 from nybble.errors import CacheNotReadError, EngineError, ModelFileError, NybbleError
 
 _MAX_FRAME = 1 << 31
+_GRACE = 10.0  # seconds between the end of a child's output and its own end
 _KINDS = {c.__name__: c for c in (NybbleError, EngineError, ModelFileError, CacheNotReadError)}
 
 
@@ -50,15 +51,20 @@ def write_frame(stream: IO[bytes], frame: Frame) -> None:
 
 
 def read_frame(stream: IO[bytes]) -> Frame | None:
-    """Read one frame; None at the end of the stream."""
+    """Read one frame; None at the end of the stream, also when that cuts the frame off."""
     size = stream.read(4)
     if len(size) < 4:
         return None
-    header = json.loads(stream.read(struct.unpack(">I", size)[0]))
-    n = int(header.pop("bytes"))
+    text = stream.read(struct.unpack(">I", size)[0])
+    try:
+        header = json.loads(text)
+        n = int(header.pop("bytes"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EngineError("the engine process sent a malformed frame", seen=error) from error
     if not 0 <= n < _MAX_FRAME:
         raise EngineError("the engine process sent a malformed frame", seen=f"{n} bytes")
-    return Frame(header, stream.read(n) if n else b"")
+    payload = stream.read(n) if n else b""
+    return Frame(header, payload) if len(payload) == n else None
 
 
 def error_header(error: NybbleError) -> dict[str, Any]:
@@ -158,21 +164,26 @@ class EngineProcess:
             return frame
 
     def _crash(self) -> EngineCrashError:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=_GRACE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            what = "the engine process sent a malformed frame and was ended"
+            return EngineCrashError(what, where=self._where)
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - 4000))
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         tail = next((ln for ln in reversed(lines) if "ASSERT" in ln or "Error" in ln), "")
         tail = tail or (lines[-1] if lines else "")
+        hint = "download the model again if it may be damaged; nybble doctor examines the engine"
         if code < 0:
             name = signal.Signals(-code).name
             what = f"the engine process was ended by {name}"
-            hint = None
             if name == "SIGKILL":
                 what += ", most often the kernel's answer to too little memory"
                 hint = "fewer settings at once, a shorter --context, or --weights as-shipped"
         else:
-            what, hint = f"the engine process ended with code {code}", None
+            what = f"the engine process ended with code {code}"
         return EngineCrashError(what, where=self._where, seen=tail or None, hint=hint)
 
     def kill(self) -> None:

@@ -183,8 +183,8 @@ def from_json(text: str) -> Measurement:
     """
     try:
         data = json.loads(text)
-        version = data["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
+        version = int(data["schema_version"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise NybbleError("not a nybble measurement", seen=str(error)) from error
     if version > SCHEMA_VERSION:
         raise NybbleError(

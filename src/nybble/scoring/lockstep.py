@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from nybble.scoring.compare import Reference, Rows
 
-LOGIT_BYTES = 16 << 20  # a lane's buffer for logits; the rows of a block follow from it
+LOGIT_BYTES = 32 << 20  # a lane's buffer for logits; the rows of a block follow from it
 _AHEAD = 2  # blocks of a reference that are kept for lanes that are behind
 
 
@@ -153,8 +153,14 @@ def score_chunk(
     @contextmanager
     def timed(name: str) -> Iterator[None]:
         with turn:
+            if board.stopped:
+                raise _Stopped
             start = time.perf_counter()
-            yield
+            try:
+                yield
+            except BaseException:
+                board.stop()  # before the next lane's turn, so `on_lane` last named this one
+                raise
             spent = time.perf_counter() - start
         with lock:
             setattr(timing, name, getattr(timing, name) + spent)
@@ -171,12 +177,10 @@ def score_chunk(
             block = ids[begin : min(begin + rows, len(ids) - 1)]
             if i in users:
                 board.wait_for_room(i)
-            if board.stopped:
-                raise _Stopped
             with timed("decode"):
                 on_lane(i, 0)
                 logits = lane.score(block, begin)
-            on_lane(i, len(block))
+                on_lane(i, len(block))
             if i in users:
                 with timed("compare"):
                     following = tokens[begin + 1 : begin + 1 + len(block)]

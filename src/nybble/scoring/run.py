@@ -100,14 +100,15 @@ class CellRunner:
                     wanted = [s for s in wanted if not self._given_up(s, context)]
                     self._score(wanted, chunk, one_by_one)
                     break
-                except EngineCrashError as crash:
-                    # Lanes decode beside each other; only alone does a crash name its lane.
-                    if crash.where.get("step") == "decode" and not one_by_one:
-                        self._progress.note(f"{crash.what}; scoring this chunk lane by lane")
+                except EngineError as error:
+                    where = self._child.where if self._child else {}
+                    # Lanes decode beside each other; only alone does an error name its lane.
+                    if where.get("step") == "decode" and not one_by_one:
+                        self._progress.note(f"{error.what}; scoring this chunk lane by lane")
                         self.close()
                         one_by_one = True
                         continue
-                    self._give_up(crash.where.get("lane"), context, crash)
+                    self._give_up(where.get("lane"), context, error)
 
     def _given_up(self, series: Series, context: int) -> bool:
         return (series.lane, context) in self._dead or (series, context) in self.outcome.failed

@@ -123,7 +123,15 @@ class Sample:
 
 
 def _finite(rows: Rows) -> npt.NDArray[np.bool_]:
-    return np.isfinite(rows["kld"]) & np.isfinite(rows["nll"]) & np.isfinite(rows["nll_ref"])
+    fields = ("kld", "nll", "nll_ref")
+    found: npt.NDArray[np.bool_] = np.logical_and.reduce([np.isfinite(rows[f]) for f in fields])
+    return found
+
+
+def _exp(x: Array) -> Array:
+    """e^x, at most 1e304: a broken model's perplexity is large, not infinite."""
+    found: Array = np.exp(np.minimum(x, 700.0))
+    return found
 
 
 def expanded_tail(n: int) -> float:
@@ -171,9 +179,9 @@ def metrics(sample: Sample) -> dict[str, Estimate]:
         "same_top": sample.mean((rows["top"] == rows["top_ref"]).astype(np.float64)),
         "flips": sample.mean(flipped(rows)),
         "nll_diff": sample.mean(nll - nll_ref),
-        "ppl_ratio": sample.mean(nll - nll_ref, np.exp),
-        "ppl": sample.mean(nll, np.exp),
-        "ppl_ref": sample.mean(nll_ref, np.exp),
+        "ppl_ratio": sample.mean(nll - nll_ref, _exp),
+        "ppl": sample.mean(nll, _exp),
+        "ppl_ref": sample.mean(nll_ref, _exp),
         "rms_dp": sample.mean(change**2, np.sqrt),
     }
 

@@ -74,9 +74,9 @@ def gather(model: PreparedModel, request: MeasureRequest, progress: Progress) ->
                 found += _cut(child, source, context, model.template, text)
             if not found:
                 raise NybbleError(
-                    f"the text is shorter than one context of {context:,} tokens",
+                    f"no text fills one context of {context:,} tokens",
                     seen="; ".join(text.warnings[-len(named):]),
-                    hint="a smaller --context, more --text, or the built-in categories",
+                    hint="another --context, more --text, or the built-in categories",
                 )  # fmt: skip
             text.chunks[context] = found
     finally:
@@ -146,10 +146,11 @@ def _cut(
     tokens = np.frombuffer(reply.payload, dtype=np.int32).reshape(len(meta), context)
     text.how.update(reply.header["how"])
     if not meta:
-        text.warnings.append(
-            f"{source.category} has {reply.header['tokens']:,} tokens, too few for a context of "
-            f"{context:,}; it is left out there"
-        )
+        count = reply.header["tokens"]
+        why = f"has {count:,} tokens, too few for a context of {context:,}"
+        if count >= context:
+            why = f"has no room in a context of {context:,}: the chat template alone fills it"
+        text.warnings.append(f"{source.category} {why}; it is left out there")
     # One long file of the user is the only document there is: its chunks must then stand in.
     alone = source.documents is not None and len(source.documents) == 1
     return [

@@ -151,7 +151,11 @@ def _dequantize(lib: Any, inp: BinaryIO, out: BinaryIO, tensor: _Tensor, wanted:
     written = 0
     for start in range(0, tensor.elements, _CHUNK):
         n = min(_CHUNK, tensor.elements - start)
-        raw = inp.read(n // traits.blck_size * traits.type_size)
+        size = n // traits.blck_size * traits.type_size
+        raw = inp.read(size)
+        if len(raw) < size:  # C would read on past the end of `raw`
+            left = size - len(raw)
+            raise EngineError("the GGUF ends inside a tensor", seen=f"{left:,} bytes missing")
         values = np.empty(n, dtype=np.float32)
         floats = ffi.from_buffer("float[]", values)
         traits.to_float(ffi.from_buffer(raw), floats, n)

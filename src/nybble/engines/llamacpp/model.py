@@ -7,6 +7,7 @@ aborts the whole process.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -215,4 +216,5 @@ def _rotation(on: bool) -> Iterator[None]:
 
 def _last_lines(log: str, n: int = 3) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip(" .")]
+    lines = [line for line in lines if re.search(r"error|fail|invalid", line, re.I)] or lines
     return " | ".join(lines[-n:]) or "no message from the engine"
