@@ -209,7 +209,10 @@ class TestText:
     @pytest.mark.parametrize(
         ("data", "parts"),
         [
-            (b"far too short", ["no text fills one context of 64 tokens", "has 13 tokens", "--context"]),
+            (
+                b"far too short",
+                ["no text fills one context of 64 tokens", "has 13 tokens", "--context"],
+            ),
             (b"", ["is empty"]),
             (b" \n\t\n", ["is empty"]),
             (bytes(range(256)), ["binary", "NUL byte at offset 0"]),

@@ -245,12 +245,12 @@ return Frame({})
         child = start("""
 if op == "x":
     for _ in range(8):
-        time.sleep(0.2)
+        time.sleep(0.3)
         write_frame(out, Frame({"event": True}))
 return Frame({"op": op})
 """)
         child.request({"op": "warm up"})
-        assert child.request({"op": "x"}, timeout=0.8).header == {"op": "x"}
+        assert child.request({"op": "x"}, timeout=1.5).header == {"op": "x"}
 
     def test_ignoring_sigterm_does_not_help(self, start: Start) -> None:
         child = start("""

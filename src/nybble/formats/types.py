@@ -48,7 +48,7 @@ _OLLAMA = ("llama.cpp", "ollama")
 KV_TYPES: dict[str, KVType] = {
     t.name: t
     for t in (
-        KVType("f32", 0, 1, 4, "32-bit float"),
+        KVType("f32", 0, 1, 4, "32-bit float; flash attention on the CPU reads it as f16"),
         KVType("f16", 1, 1, 2, "16-bit float: 5-bit exponent, 10-bit mantissa", _OLLAMA),
         KVType("bf16", 30, 1, 2, "16-bit float: 8-bit exponent, 7-bit mantissa"),
         KVType("q8_0", 8, 32, 34, "32 x int8 + fp16 scale", _OLLAMA),

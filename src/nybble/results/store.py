@@ -69,6 +69,18 @@ def check_folder(folder: Path) -> None:
         )
 
 
+@contextmanager
+def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB; it makes errors of its own of Ctrl-C, this makes Ctrl-C of them."""
+    try:
+        with duckdb.connect(":memory:") as db:
+            yield db
+    except (RuntimeError, duckdb.Error) as error:
+        if "Query interrupted" in str(error) or "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
 def _free(path: Path) -> int:
     while not path.exists():
         path = path.parent
@@ -144,7 +156,7 @@ class RunStore:
         columns: dict[str, Any] = {f: np.ascontiguousarray(rows[f]) for f in rows.dtype.names or ()}
         fixed = ", ".join(f"{_literal(v)} AS {k}" for k, v in constants.items())
         try:
-            with disk_errors(target), duckdb.connect(":memory:") as db:
+            with disk_errors(target), _database() as db:
                 db.register("columns", columns)
                 db.execute(
                     f"COPY (SELECT {fixed}, * FROM columns) TO {_literal(str(partial))} "
@@ -158,7 +170,7 @@ class RunStore:
         """Constants of a cell; empty if it is missing, damaged or without these columns."""
         query = f"SELECT {', '.join(columns)} FROM read_parquet(?) LIMIT 1"
         try:
-            with duckdb.connect(":memory:") as db:
+            with _database() as db:
                 row = db.execute(query, [str(self.path(name))]).fetchone()
         except duckdb.Error:
             return {}
@@ -170,7 +182,7 @@ class RunStore:
         if not path.exists():
             return None
         try:
-            with duckdb.connect(":memory:") as db:
+            with _database() as db:
                 names = ", ".join(dtype.names or ())
                 query = f"SELECT {names} FROM read_parquet({_literal(str(path))})"
                 columns = db.execute(query).fetchnumpy()

@@ -65,21 +65,21 @@ def cut(
     longer: list[Piece] = []
     joined: list[Piece] = []
     for piece in pieces:
-        if len(firsts) >= wanted:
-            break
         if len(start) + len(piece.head) >= context:
             continue  # the frame alone fills the context: nothing of the text would be scored
         if len(start) + len(piece.head) + len(piece.body) >= context:
             firsts.append(_take(category, piece, 0, context, start))
             if piece.cuttable:
                 longer.append(piece)
-            continue
-        joined.append(piece)
-        parts = [start, *(np.concatenate([p.head, p.body]) for p in joined)]
-        if sum(map(len, parts)) >= context:
-            name = "+".join(p.id for p in joined)
-            firsts.append(Chunk(category, name, 0, np.concatenate(parts)[:context]))
-            joined = []
+        else:
+            joined.append(piece)
+            parts = [start, *(np.concatenate([p.head, p.body]) for p in joined)]
+            if sum(map(len, parts)) >= context:
+                name = "+".join(p.id for p in joined)
+                firsts.append(Chunk(category, name, 0, np.concatenate(parts)[:context]))
+                joined = []
+        if len(firsts) >= wanted:
+            break
     rest = _later(category, longer, context, start)
     while len(firsts) < wanted and (chunk := next(rest, None)) is not None:
         firsts.append(chunk)

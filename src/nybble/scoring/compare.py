@@ -5,7 +5,7 @@ For a reference p and a candidate q at one position, with raw logits a and b:
     KL(p || q) = sum_i p_i (a_i - b_i) - (logsumexp(a) - logsumexp(b))
 
 Logits and exponentials stay in float32, sums are taken in float64 or by BLAS; the reference's
-exponentials are computed once and serve every candidate. One row costs about 0.25 ms at
+exponentials are computed once and serve every candidate. One row costs about 0.3 ms at
 262,144 tokens of vocabulary, 3 % of what decoding that token costs on the same cores, so
 NumPy is enough and there is no C kernel.
 """
@@ -64,7 +64,7 @@ class Reference:
         peak = row[top]
         np.subtract(row, peak, out=exp)
         np.exp(exp, out=exp)
-        self._sum[i] = total = float(exp.sum())
+        self._sum[i] = total = float(exp.sum(dtype=np.float64))
         self._lse[i] = float(peak) + math.log(total) if total > 0 else math.nan
         exp[top] = 0.0  # hide the winner to find the second
         second = float(exp.max())
@@ -95,7 +95,7 @@ class Reference:
         peak = row[top]
         np.subtract(row, peak, out=scratch)
         np.exp(scratch, out=scratch)
-        total = float(scratch.sum())
+        total = float(scratch.sum(dtype=np.float64))
         lse = float(peak) + math.log(total) if total > 0 else math.nan
         np.subtract(self._logits[i], row, out=scratch)
         drift = float(np.dot(self._exp[i], scratch)) / self._sum[i]

@@ -10,6 +10,7 @@ About the Bootstrap, 2015): alpha/2 becomes Phi(-sqrt(n / (n-1)) * t_{n-1}).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,10 +78,7 @@ class Sample:
 
     def draws(self, n: int) -> Array:
         """How often each document is drawn: [n, documents], the same for equal seeds."""
-        size = self.n_documents
-        rng = np.random.default_rng(self._seed)
-        drawn: Array = rng.multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
-        return drawn
+        return _draws(self._seed, self.n_documents, n)
 
     def sums(self, values: Array) -> Array:
         """Sum of a per-token value in every document."""
@@ -132,6 +130,14 @@ def _exp(x: Array) -> Array:
     """e^x, at most 1e304: a broken model's perplexity is large, not infinite."""
     found: Array = np.exp(np.minimum(x, 700.0))
     return found
+
+
+@functools.lru_cache(maxsize=8)
+def _draws(seed: int, size: int, n: int) -> Array:
+    """The same draws serve every metric and every setting."""
+    rng = np.random.default_rng(seed)
+    drawn: Array = rng.multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
+    return drawn
 
 
 def expanded_tail(n: int) -> float:
