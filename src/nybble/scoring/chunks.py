@@ -64,7 +64,7 @@ def cut(
     firsts: list[Chunk] = []
     longer: list[Piece] = []
     joined: list[Piece] = []
-    for piece in pieces:
+    for piece in pieces if wanted else ():
         if len(start) + len(piece.head) >= context:
             continue  # the frame alone fills the context: nothing of the text would be scored
         if len(start) + len(piece.head) + len(piece.body) >= context:
