@@ -211,7 +211,7 @@ class TestText:
         [
             (
                 b"far too short",
-                ["no text fills one context of 64 tokens", "has 13 tokens", "--context"],
+                ["no text fills one context of 64 tokens", "has 14 tokens, too few", "--context"],
             ),
             (b"", ["is empty"]),
             (b" \n\t\n", ["is empty"]),

@@ -18,6 +18,7 @@ from nybble.scoring.statistics import Sample, ScoredChunk, metrics, slice_metric
 from nybble.scoring.verdict import Limit, judge, order_warnings
 
 POSITION_SLICES = 8
+Sizes = dict[tuple[str, KVSetting], SettingSize]  # by model label and setting
 
 
 class Collector:
@@ -26,7 +27,7 @@ class Collector:
     Args:
         runner: reads cells.
         request: the measurement.
-        sizes: bytes by setting.
+        sizes: bytes by model and setting.
         limits: thresholds of the verdict.
     """
 
@@ -34,7 +35,7 @@ class Collector:
         self,
         runner: CellRunner,
         request: MeasureRequest,
-        sizes: Mapping[KVSetting, SettingSize],
+        sizes: Sizes,
         limits: Mapping[str, Limit],
     ) -> None:
         self._runner, self._request = runner, request
@@ -58,7 +59,7 @@ class Collector:
         context = len(chunks[0].tokens)
         outcome: Outcome = self._runner.outcome
         setting = series.lane.setting
-        size = self._sizes[setting]
+        size = self._sizes[series.lane.model, setting]
         rotation_k, rotation_v = self._runner.rotation(series, chunks)
         base = Row(
             setting=str(setting), role=series.role, context=context,

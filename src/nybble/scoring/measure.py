@@ -13,13 +13,13 @@ import numpy as np
 
 from nybble.environment import hardware, usable_cpus, versions
 from nybble.errors import NybbleError
-from nybble.formats import KVSetting, unique
+from nybble.formats import unique
 from nybble.models.summary import summarise
 from nybble.results.records import Measurement, Row, to_json
 from nybble.results.store import RunStore, check_folder, content_key, write_text
 from nybble.scoring import prepare as prep
 from nybble.scoring.cells import Series, first_scored, lanes_of, wanted_series
-from nybble.scoring.collect import Collector
+from nybble.scoring.collect import Collector, Sizes
 from nybble.scoring.request import MOST_CONTEXT, REFERENCE, MeasureRequest, Progress, Silent
 from nybble.scoring.run import CellRunner
 from nybble.scoring.statistics import DRAWS, MIN_DOCUMENTS
@@ -93,7 +93,7 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
         for label, path in zip("ab", paths, strict=False)
     ]
     series = wanted_series(request)
-    sizes = _sizes(models[0], series, request)
+    sizes = _sizes(models, series, request)
     text = gather(models[0], request, progress)
     with RunStore(request.out or _default_folder(models, request)) as store:
         threads = request.threads or usable_cpus()
@@ -127,13 +127,17 @@ def _check_all(paths: Sequence[Path], request: MeasureRequest) -> list[str]:
 
 
 def _sizes(
-    model: prep.PreparedModel, series: Sequence[Series], request: MeasureRequest
-) -> dict[KVSetting, prep.SettingSize]:
+    models: Sequence[prep.PreparedModel], series: Sequence[Series], request: MeasureRequest
+) -> Sizes:
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
-    # What a header claims must not decide how much memory the dry run takes.
-    longest = min(model.summary.context_length, MOST_CONTEXT)
-    contexts = [*request.contexts, *request.memory_at, longest]
-    return prep.cache_sizes(model.scored_file, settings, contexts, request.timeout)
+    found: Sizes = {}
+    for model in models:
+        # What a header claims must not decide how much memory the dry run takes.
+        longest = min(model.summary.context_length, MOST_CONTEXT)
+        contexts = [*request.contexts, *request.memory_at, longest]
+        sizes = prep.cache_sizes(model.scored_file, settings, contexts, request.timeout)
+        found.update({(model.label, setting): size for setting, size in sizes.items()})
+    return found
 
 
 def _default_folder(models: Sequence[prep.PreparedModel], request: MeasureRequest) -> Path:
@@ -198,7 +202,11 @@ def _record(
     return Measurement(
         models=[m.record() for m in models],
         rows=rows,
-        recommendation=recommend([r for r in rows if r.model == "a"]),
+        recommendation=" ".join(
+            (f"{m.record().name}: " if len(models) > 1 else "")
+            + recommend([r for r in rows if r.model == m.label])
+            for m in models
+        ),
         warnings=[],
         command=request.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

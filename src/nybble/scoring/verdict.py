@@ -15,6 +15,7 @@ from nybble.results.records import Estimate, Row, Verdict
 from nybble.scoring.statistics import Sample, paired_difference
 
 _WORDS = {"mean_kld": "mean KLD", "flips": "flips", "p99_kld": "p99 KLD", "p999_kld": "p99.9 KLD"}
+_ORDER = ("safe", "degraded", "unresolved", "broken")  # the worst context decides
 _ALLOWED = ("mean_kld", "median_kld", "p99_kld", "p999_kld", "max_kld", "flips", "rms_dp")
 
 
@@ -157,21 +158,25 @@ def recommend(rows: Sequence[Row]) -> str:
     if not candidates:
         return "No quantized KV setting was measured, so there is nothing to recommend."
     longest = max(r.context for r in candidates)
-    rows_here = [r for r in candidates if r.context == longest]
+    labels: dict[str, str] = {}
+    for row in candidates:
+        assert row.verdict is not None
+        worst = max(labels.get(row.setting, "safe"), row.verdict.label, key=_ORDER.index)
+        labels[row.setting] = worst
     # On equal bits the one that costs less goes first.
+    rows_here = [r for r in candidates if r.context == longest]
     rows_here.sort(key=lambda r: (r.bits, r.metrics["mean_kld"].value))
-    labels = {"safe": "is safe here", "degraded": "is degraded here"}
     for label in ("safe", "degraded"):
-        best = next((r for r in rows_here if r.verdict and r.verdict.label == label), None)
+        best = next((r for r in rows_here if labels[r.setting] == label), None)
         if best is not None:
-            saved = 1 - best.bits / 16
             head = "" if label == "safe" else "No measured type is safe for sure; "
             return (
-                f"{head}{best.setting} at {best.bits:g} bits an element {labels[label]}: "
-                f"{saved:.0%} less cache than f16, mean KLD {_span(best.metrics['mean_kld'])}, "
-                f"same top token at {best.metrics['same_top'].value:.1%} of positions."
+                f"{head}{best.setting} at {best.bits:g} bits an element is {label} here: "
+                f"{1 - best.bits / 16:.0%} less cache than f16, mean KLD "
+                f"{_span(best.metrics['mean_kld'])}, same top token at "
+                f"{best.metrics['same_top'].value:.1%} of positions."
             )
-    if all(r.verdict and r.verdict.label == "broken" for r in rows_here):
+    if set(labels.values()) == {"broken"}:
         return "Every measured type breaks this model's output; keep the cache in f16."
     return (
         "Not resolved with this little text: no measured type is safe for sure. "
