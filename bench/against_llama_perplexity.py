@@ -4,7 +4,9 @@
 
 The stock tool is built from the llama.cpp tree inside xllamacpp's source package, the version
 nybble's engine wheel is made of, with the CPU features of that wheel (AVX2, FMA, F16C, BMI2),
-so both run the same arithmetic. It writes a base file of logits in one run and then needs one
+so both run the same arithmetic. Compilers still differ, so nybble runs twice: on its wheel, and on
+the library of this very build (NYBBLE_LLAMA_LIBRARY), which compares the two ways of measuring on
+one engine. The stock tool writes a base file of logits in one run and then needs one
 run per candidate; nybble decodes all lanes in lockstep and writes a small row per token. The
 token ids come from the stock tool's base file, so both score exactly the same tokens.
 """
@@ -12,13 +14,16 @@ token ids come from the stock tool's base file, so both score exactly the same t
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +44,7 @@ CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON "
     "-DGGML_BMI2=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF "
     "-DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
-    "-DBUILD_SHARED_LIBS=OFF"
+    "-DBUILD_SHARED_LIBS=ON"
 ).split()
 
 
@@ -72,7 +77,7 @@ def stock_run(binary: Path, args: list[str]) -> tuple[str, float]:
     return run.stdout, time.perf_counter() - start
 
 
-def stock(binary: Path, model: Path, text: Path, base: Path, chunks: int) -> dict[str, object]:
+def stock(binary: Path, model: Path, text: Path, base: Path, chunks: int) -> dict[str, Any]:
     """One base run and one run per candidate."""
     common = ["-m", str(model), "-c", str(CONTEXT), "-t", "2", "-fa", "on"]
     _, seconds = stock_run(
@@ -108,7 +113,7 @@ def base_tokens(base: Path) -> np.ndarray:
     return tokens
 
 
-def ours(model: Path, tokens: np.ndarray, out: Path) -> dict[str, object]:
+def ours(model: Path, tokens: np.ndarray, out: Path) -> dict[str, Any]:
     """The same chunks in lockstep, through nybble's own runner and store."""
     start = time.perf_counter()
     request = MeasureRequest(model=model, settings=tuple(map(parse, SETTINGS)), out=out)
@@ -153,24 +158,31 @@ def main() -> None:
     theirs = stock(binary, demo.scored_file, text, base, args.chunks)
     tokens = base_tokens(base)
     base.unlink()
-    out = args.scratch / "rows"
-    for old in out.rglob("*.parquet"):
-        old.unlink()
-    mine = ours(demo.scored_file, tokens, out)
-    total = sum(theirs["seconds"].values())  # type: ignore[attr-defined]
+    runs: dict[str, dict[str, Any]] = {}
+    for engine, library in (("same build", binary.with_name("libllama.so")), ("wheel", None)):
+        os.environ.pop("NYBBLE_LLAMA_LIBRARY", None)
+        if library is not None:
+            os.environ["NYBBLE_LLAMA_LIBRARY"] = str(library)
+        out = args.scratch / "rows"
+        shutil.rmtree(out, ignore_errors=True)
+        runs[engine] = ours(demo.scored_file, tokens, out)
+    total = sum(theirs["seconds"].values())
     summary = {
-        "agree": {
-            s: mine["kld"][s]["low"] <= theirs["kld"][s]["mean_kld"] <= mine["kld"][s]["high"]  # type: ignore[index]
-            for s in SETTINGS
-        },
-        "time_ratio": mine["seconds"] / total,  # type: ignore[operator]
-        "disk_ratio": mine["disk_bytes"] / theirs["base_bytes"],  # type: ignore[operator]
-        "compare_over_decode": mine["compare_over_decode"],
+        engine: {
+            "agree": {
+                s: mine["kld"][s]["low"] <= theirs["kld"][s]["mean_kld"] <= mine["kld"][s]["high"]
+                for s in SETTINGS
+            },
+            "time_ratio": mine["seconds"] / total,
+            "disk_ratio": mine["disk_bytes"] / theirs["base_bytes"],
+            "compare_over_decode": mine["compare_over_decode"],
+        }
+        for engine, mine in runs.items()
     }
     path = save(
         "against_llama_perplexity",
         {"chunks": len(tokens), "context": CONTEXT, "summary": summary, "stock": theirs,
-         "nybble": mine},
+         "nybble": runs},
     )  # fmt: skip
     print(path.read_text())
 

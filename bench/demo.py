@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 from common import RESULTS, save
-
 from nybble.report.plots import save_picture
 from nybble.results.records import from_json
 

@@ -25,7 +25,12 @@ def pages() -> dict[str, str]:
         context = click.Context(command, info_name=f"nybble {name}", max_content_width=88)
         context.terminal_width = 88
         found[f"commands/{name}.md"] = f"# nybble {name}\n\n```\n{command.get_help(context)}\n```\n"
-    lines = ["# KV types", "", "| KV type | bits an element | layout | engines |", "|---|--:|---|---|"]
+    lines = [
+        "# KV types",
+        "",
+        "| KV type | bits an element | layout | engines |",
+        "|---|--:|---|---|",
+    ]
     lines += [
         f"| {t.name} | {t.bits:g} | {t.layout} | {', '.join(t.engines)} |"
         for t in KV_TYPES.values()

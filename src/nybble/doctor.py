@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 
 from nybble.engines.child import EngineProcess
-from nybble.environment import cache_dir, hardware, package_version, versions
+from nybble.environment import cache_dir, hardware, versions
 from nybble.errors import NybbleError
 from nybble.scoring.prepare import WORKER
 
@@ -48,7 +48,7 @@ def _engine() -> Finding:
         return Finding("llama.cpp engine", "broken", error.what, error.hint)
     finally:
         child.close()
-    detail = f"{info['llama.cpp']} in xllamacpp {package_version('xllamacpp')}; {info['features']}"
+    detail = f"{info['llama.cpp']}; {info['features']}"
     return Finding("llama.cpp engine", "ok", detail)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nybble.engines.llamacpp.ffi import PINNED
+from nybble.engines.llamacpp.ffi import engine_identity
 from nybble.formats import KVSetting, unique
 from nybble.results.records import METRICS_VERSION
 from nybble.results.store import content_key
@@ -84,6 +84,7 @@ class CellNames:
     def __init__(self, models: Sequence[PreparedModel], request: MeasureRequest) -> None:
         self._models = {m.label: (m.sha256, m.scored_weights) for m in models}
         self._via = request.via
+        self._engine = engine_identity()
 
     def name(self, series: Series, chunk: Chunk, first: int) -> str:
         """File name, without suffix, of one chunk under one series."""
@@ -91,7 +92,7 @@ class CellNames:
         key = content_key(
             {
                 "metrics": METRICS_VERSION,
-                "engine": PINNED,
+                "engine": self._engine,
                 "model": self._models[series.lane.model],
                 "reference": self._models[series.reference],
                 "setting": str(series.lane.setting),

@@ -10,8 +10,8 @@ from typing import Protocol
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, parse
 
-# Three that users weigh against each other, and q5_1 to show that equal bytes are not equal loss.
-DEFAULT_SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q5_1/q5_1", "q4_0/q4_0")
+# The three that users weigh against each other: 8.5, 6.5 and 4.5 bits an element.
+DEFAULT_SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
 DEFAULT_CONTEXT = 1024  # twice the demo model's window, so every scored token looks past it
 MOST_CONTEXT = 1 << 24  # tokens to state bytes for; llama.cpp's dry run takes 52 bytes each
 MOST_THREADS = 512  # GGML_MAX_N_THREADS

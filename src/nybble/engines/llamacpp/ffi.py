@@ -8,8 +8,10 @@ then compares the default parameters field by field before anything is loaded.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,38 @@ def installed_version() -> str | None:
         return None
 
 
+def own_library() -> Path | None:
+    """The user's own build of the pinned llama.cpp (NYBBLE_LLAMA_LIBRARY), or None."""
+    chosen = os.environ.get("NYBBLE_LLAMA_LIBRARY")
+    return Path(chosen) if chosen else None
+
+
+def engine_identity() -> str:
+    """What a result must name: the wheel's version, or the hash of the user's own library.
+
+    Raises:
+        EngineError: NYBBLE_LLAMA_LIBRARY names no readable file.
+    """
+    own = own_library()
+    if own is None:
+        return f"xllamacpp {PINNED}"
+    try:
+        with own.open("rb") as file:
+            return f"own build {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    except OSError as error:
+        raise EngineError(
+            "cannot read the engine library that NYBBLE_LLAMA_LIBRARY names",
+            seen=f"{own}: {error}",
+            allowed="a libllama built from the llama.cpp tree in xllamacpp's source package",
+            hint="unset NYBBLE_LLAMA_LIBRARY",
+        ) from error
+
+
 def _shared_object() -> Path:
+    own = own_library()
+    if own is not None:
+        engine_identity()  # refuses what cannot be read
+        return own
     version = installed_version()
     spec = importlib.util.find_spec("xllamacpp")
     if version is None or spec is None or spec.origin is None:
@@ -197,8 +230,14 @@ def library() -> Any:
         raise EngineError(
             "the engine library cannot be loaded here", seen=str(error), hint="nybble doctor"
         ) from error
-    lib.llama_log_set(_on_log, ffi.NULL)
-    lib.llama_backend_init()
+    try:
+        lib.llama_log_set(_on_log, ffi.NULL)
+        lib.llama_backend_init()
+        lib.gguf_init_empty  # noqa: B018  a function of ggml, which a libllama must bring along
+    except AttributeError as error:
+        raise EngineError(
+            "the engine library lacks functions nybble needs", seen=str(error), hint=_INSTALL
+        ) from error
     _check("llama_context_params", lib.llama_context_default_params(), _CONTEXT_DEFAULTS)
     _check("llama_model_params", lib.llama_model_default_params(), _MODEL_DEFAULTS)
     return lib
@@ -209,4 +248,7 @@ def engine_info() -> dict[str, str]:
     lib = library()
     features: bytes = ffi.string(lib.llama_print_system_info())
     version: bytes = ffi.string(lib.llama_version())
-    return {"llama.cpp": version.decode(), "features": features.decode().strip()}
+    return {
+        "llama.cpp": f"{version.decode()} ({engine_identity()})",
+        "features": features.decode().strip(),
+    }
