@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes.util
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nybble.engines.llamacpp import ffi as module
-from nybble.engines.llamacpp.ffi import PINNED, engine_info, installed_version, library, take_log
+from nybble.engines.llamacpp.ffi import (
+    PINNED,
+    engine_identity,
+    engine_info,
+    installed_version,
+    library,
+    take_log,
+)
 from nybble.errors import EngineError, MissingExtraError
 
 load = library.__wrapped__  # without the cache
@@ -93,3 +101,35 @@ def test_log_is_taken_once_and_bounded() -> None:
     for _ in range(20_000):
         keep(2, text, None)
     assert len(take_log()) < 5 * 4100
+
+
+def test_own_library_is_named_by_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert engine_identity() == f"xllamacpp {PINNED}"
+    wheel = module._shared_object()
+    monkeypatch.setenv("NYBBLE_LLAMA_LIBRARY", str(wheel))
+    assert engine_identity().startswith("own build ")
+    assert engine_identity() in engine_info()["llama.cpp"]
+    other = tmp_path / "libllama.so"
+    other.write_bytes(b"not a library")
+    before = engine_identity()
+    monkeypatch.setenv("NYBBLE_LLAMA_LIBRARY", str(other))
+    assert engine_identity() != before
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        load()
+
+
+def test_own_library_that_is_none_of_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NYBBLE_LLAMA_LIBRARY", str(tmp_path / "absent.so"))
+    with pytest.raises(EngineError, match="NYBBLE_LLAMA_LIBRARY") as caught:
+        load()
+    assert caught.value.hint == "unset NYBBLE_LLAMA_LIBRARY"
+    # A real library that is not llama.cpp.
+    libm = ctypes.util.find_library("m")
+    found = next(iter(Path("/").glob(f"lib/*/{libm}")), None)
+    if found is None:
+        pytest.skip("no libm found")
+    monkeypatch.setenv("NYBBLE_LLAMA_LIBRARY", str(found))
+    with pytest.raises(EngineError, match="lacks functions"):
+        load()
