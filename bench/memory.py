@@ -7,6 +7,7 @@ Each run is a fresh process on the demo model; the peak is its VmHWM at the end,
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -27,14 +28,16 @@ class Peak(Silent):
         self.mib = 0.0
 
     def advance(self, done: float) -> None:
-        """Read VmHWM of every worker process."""
+        """Read VmHWM of our child."""
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
-                if "nybble.scoring.worker" in (status.parent / "cmdline").read_text():
-                    found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
-                    self.mib = max(self.mib, int(found[1]) / 1024 if found else 0)
+                text = status.read_text()
             except OSError:
                 continue
+            parent = re.search(r"PPid:\s+(\d+)", text)
+            found = re.search(r"VmHWM:\s+(\d+)", text)
+            if parent and found and int(parent[1]) == os.getpid():
+                self.mib = max(self.mib, int(found[1]) / 1024)
 
 
 def peak(settings: tuple[str, ...], documents: int, context: int) -> dict[str, float]:
