@@ -87,6 +87,7 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
     limits = load_thresholds(request.thresholds)
     check_folder(request.out or _RESULTS)
     paths = [prep.locate(request.model), *([request.against] if request.against else [])]
+    named = sources(request)
     warnings = _check_all(paths, request)
     models = [
         prep.prepare(label, path, request, progress)
@@ -94,7 +95,7 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
     ]
     series = wanted_series(request)
     sizes = _sizes(models, series, request)
-    text = gather(models[0], request, progress)
+    text = gather(models[0], named, request, progress)
     with RunStore(request.out or _default_folder(models, request)) as store:
         threads = request.threads or usable_cpus()
         runner = CellRunner(models, request, store, progress, threads)
@@ -113,7 +114,6 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
 
 def _check_all(paths: Sequence[Path], request: MeasureRequest) -> list[str]:
     """Everything that can be refused from headers alone, before any long work."""
-    sources(request)  # read again later; here only for what it refuses
     summaries = [summarise(p) for p in paths]
     if len(summaries) == 2:
         first, second = (s.tokenizer_hash for s in summaries)
@@ -181,7 +181,7 @@ def _record(
 ) -> Measurement:
     outcome = runner.outcome
     spent = outcome.decode_s + outcome.compare_s
-    framing = {str(how) for how in text.how}
+    records = [m.record() for m in models]
     protocol = {
         "engine": "llama.cpp",
         "reference": "f16/f16 cache on the same weights",
@@ -191,7 +191,7 @@ def _record(
         "contexts": list(request.contexts),
         "text": text.sources,
         "text_sha256": text.sha256(),
-        "framing": sorted(framing),
+        "framing": sorted(text.how),
         "seed": request.seed,
         "bootstrap_draws": DRAWS,
         "min_documents_for_interval": MIN_DOCUMENTS,
@@ -200,12 +200,12 @@ def _record(
         "sliding_cache": "window-sized, as servers allocate it",
     }
     return Measurement(
-        models=[m.record() for m in models],
+        models=records,
         rows=rows,
         recommendation=" ".join(
-            (f"{m.record().name}: " if len(models) > 1 else "")
-            + recommend([r for r in rows if r.model == m.label])
-            for m in models
+            (f"{record.name}: " if len(records) > 1 else "")
+            + recommend([r for r in rows if r.model == record.label])
+            for record in records
         ),
         warnings=[],
         command=request.command,
@@ -234,12 +234,12 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
     load_thresholds(request.thresholds)
     path = prep.locate(request.model)
     paths = [path, *([request.against] if request.against else [])]
+    total = sum(source.wanted for source in sources(request))
     _check_all(paths, request)
     series = wanted_series(request)
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
     sizes = prep.cache_sizes(path, settings, request.contexts, request.timeout)
     summary = summarise(path)
-    total = sum(source.wanted for source in sources(request))
     speed = _matrix_speed()
     found: list[PlannedCell] = []
     for context in request.contexts:

@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 
 from nybble.engines.child import EngineProcess
+from nybble.engines.llamacpp.floatcopy import copy_size
 from nybble.environment import cache_dir
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, check_head_size
@@ -182,7 +183,7 @@ def float_copy(
             return target
         for stale in folder.glob(f"{glob.escape(target.stem)}.*.part"):  # of runs that were killed
             stale.unlink(missing_ok=True)
-        _check_space(folder, summary.n_params * (4 if kind == "f32" else 2) + (64 << 20), kind)
+        _check_space(folder, copy_size(summary.n_params, kind), kind)
         progress.begin(f"{kind} copy of the weights", 1.0)
         done = 0.0
 

@@ -55,13 +55,14 @@ class Source:
     wanted: int
 
 
-def gather(model: PreparedModel, request: MeasureRequest, progress: Progress) -> Text:
-    """Tokenize and cut everything the request names, with the model's own tokenizer.
+def gather(
+    model: PreparedModel, named: Sequence[Source], request: MeasureRequest, progress: Progress
+) -> Text:
+    """Tokenize and cut what `sources` read, with the model's own tokenizer.
 
     Raises:
-        NybbleError: unknown category, unreadable text, or text shorter than one context.
+        NybbleError: text shorter than one context.
     """
-    named = sources(request)
     text = Text()
     progress.stage("tokenizing")
     child = EngineProcess(WORKER, timeout=request.timeout)

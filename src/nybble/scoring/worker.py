@@ -23,7 +23,6 @@ from nybble.engines.llamacpp.model import Context, Model
 from nybble.errors import NybbleError
 from nybble.formats import parse
 from nybble.scoring.chunks import Chunk, Piece, cut
-from nybble.scoring.compare import ROW
 from nybble.scoring.corpora import CATEGORIES, Document, request_for
 from nybble.scoring.corpora.render import framed, plain
 from nybble.scoring.lockstep import Comparison, block_rows, score_chunk
@@ -184,7 +183,7 @@ class Worker:
             lambda lane, done: self.event(step="decode", lane=used[lane], done=done),
         )
         header = {"rows": [len(r) for r in scored.rows], **vars(scored.timing)}
-        return Frame(header, b"".join(r.astype(ROW).tobytes() for r in scored.rows))
+        return Frame(header, b"".join(r.tobytes() for r in scored.rows))
 
 
 def main() -> None:

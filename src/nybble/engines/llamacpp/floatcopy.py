@@ -39,7 +39,7 @@ class _Tensor:
 
 def copy_size(n_params: int, kind: str) -> int:
     """Rough bytes of the copy, for a check of free space before it is begun."""
-    return n_params * (4 if kind == "f32" else 2) + (32 << 20)
+    return n_params * (4 if kind == "f32" else 2) + (64 << 20)
 
 
 def write_float_copy(
@@ -129,14 +129,18 @@ def _convert(
             on_progress(done / total)
 
 
+def _read(inp: BinaryIO, size: int) -> bytes:
+    """Exactly `size` bytes: C would read on past the end of a shorter buffer."""
+    data = inp.read(size)
+    if len(data) < size:
+        left = size - len(data)
+        raise EngineError("the GGUF ends inside a tensor", seen=f"{left:,} bytes missing")
+    return data
+
+
 def _copy_bytes(inp: BinaryIO, out: BinaryIO, size: int) -> int:
-    left = size
-    while left:
-        data = inp.read(min(left, 1 << 24))
-        if not data:
-            raise EngineError("the GGUF ends inside a tensor", seen=f"{left:,} bytes missing")
-        out.write(data)
-        left -= len(data)
+    for start in range(0, size, 1 << 24):
+        out.write(_read(inp, min(size - start, 1 << 24)))
     return size
 
 
@@ -151,11 +155,7 @@ def _dequantize(lib: Any, inp: BinaryIO, out: BinaryIO, tensor: _Tensor, wanted:
     written = 0
     for start in range(0, tensor.elements, _CHUNK):
         n = min(_CHUNK, tensor.elements - start)
-        size = n // traits.blck_size * traits.type_size
-        raw = inp.read(size)
-        if len(raw) < size:  # C would read on past the end of `raw`
-            left = size - len(raw)
-            raise EngineError("the GGUF ends inside a tensor", seen=f"{left:,} bytes missing")
+        raw = _read(inp, n // traits.blck_size * traits.type_size)
         values = np.empty(n, dtype=np.float32)
         floats = ffi.from_buffer("float[]", values)
         traits.to_float(ffi.from_buffer(raw), floats, n)
