@@ -1,9 +1,11 @@
 """KV types and KV settings. Knows nothing of models or engines."""
 
+from nybble.formats.kvtype import KVType
+from nybble.formats.registry import ALIASES, KV_TYPES, kv_type
 from nybble.formats.setting import KVSetting, check_head_size, expand, make, parse, unique
-from nybble.formats.types import KV_TYPES, KVType, kv_type
 
 __all__ = [
+    "ALIASES",
     "KV_TYPES",
     "KVSetting",
     "KVType",

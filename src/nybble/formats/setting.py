@@ -1,4 +1,7 @@
-"""A KV setting: K type, V type and rotation; written `q8_0/q4_0` or `q4_0/q4_0-norot`."""
+"""A KV setting: K type, V type, rotation and what surrounds them.
+
+Written `q8_0/q4_0`, `q4_0/q4_0-norot`, `q4_0/q4_0+first4+recent128`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nybble.errors import NybbleError
-from nybble.formats.types import KVType, kv_type
+from nybble.formats.around import Around, parse_around
+from nybble.formats.kvtype import KVType
+from nybble.formats.registry import ALIASES, KV_TYPES, kv_type
 
 _NOROT = "-norot"
 
@@ -18,57 +23,109 @@ class KVSetting:
     Attributes:
         k: name of the K type.
         v: name of the V type.
-        rotation: whether the engine's rotation is left on. It acts on quantized sides only,
-            so a setting without one always has it on, and one name means one cache.
+        rotation: whether the engine's rotation is left on, where it can be switched. A setting
+            without a type that is rotated so always has it on, and one name means one cache.
+        around: protected tokens, windows, skipped layers and the like.
     """
 
     k: str
     v: str
     rotation: bool = True
+    around: Around = Around()
 
     def __str__(self) -> str:
-        return f"{self.k}/{self.v}" + ("" if self.rotation else _NOROT)
+        return f"{self.k}/{self.v}" + ("" if self.rotation else _NOROT) + str(self.around)
 
     @property
     def k_type(self) -> KVType:
         """The K side's type."""
-        return kv_type(self.k)
+        return kv_type(self.k).of_side("K")
 
     @property
     def v_type(self) -> KVType:
         """The V side's type."""
-        return kv_type(self.v)
+        return kv_type(self.v).of_side("V")
 
     @property
     def quantized(self) -> bool:
-        """Whether at least one side is quantized."""
-        return self.k_type.quantized or self.v_type.quantized
+        """Whether at least one side is quantized somewhere."""
+        return any(kv_type(name).quantized for name in self.types)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Names of all types in it, without repeats."""
+        return tuple(
+            dict.fromkeys([self.k, self.v, *(n for a in self.around.at for n in (a.k, a.v))])
+        )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs statistics of the model's keys and queries."""
+        types = any(kv_type(name).calibrated for name in self.types)
+        return types or self.around.mean or self.around.scale
+
+    @property
+    def llamacpp(self) -> bool:
+        """Whether llama.cpp itself can run it, rather than a simulation only."""
+        known = all(kv_type(name).ggml_id is not None for name in self.types)
+        return known and self.around == Around()
 
     @property
     def bits(self) -> float:
-        """Stored bits an element, mean of K and V (equal head sizes)."""
+        """Stored bits an element, mean of K and V at a head size of 128."""
         return (self.k_type.bits + self.v_type.bits) / 2
 
     def halves(self) -> tuple[KVSetting, KVSetting]:
         """K alone and V alone: the other side left in f16."""
-        return make(self.k, "f16", self.rotation), make("f16", self.v, self.rotation)
+        return (
+            make(self.k, "f16", self.rotation, self.around),
+            make("f16", self.v, self.rotation, self.around),
+        )
+
+    def at_layer(self, layer: int, n_layers: int) -> list[tuple[int | None, str, str]]:
+        """Types in one layer: (KV head or None for all, K, V); later ones win."""
+        found: list[tuple[int | None, str, str]] = [(None, self.k, self.v)]
+        found += [(a.head, a.k, a.v) for a in self.around.at if a.covers(layer, n_layers)]
+        if layer in self.around.skip or layer - n_layers in self.around.skip:
+            found.append((None, "f16", "f16"))
+        return found
 
 
-def make(k: str, v: str, rotation: bool = True) -> KVSetting:
-    """Build a setting; rotation is dropped to its default where nothing is quantized."""
-    kt, vt = kv_type(k), kv_type(v)
-    return KVSetting(kt.name, vt.name, rotation or not (kt.quantized or vt.quantized))
+def make(k: str, v: str, rotation: bool = True, around: Around = Around()) -> KVSetting:
+    """Build a setting; rotation is dropped to its default where nothing is rotated.
+
+    Raises:
+        NybbleError: an unknown type, or one that is made for the other side.
+    """
+    pairs = [(k, v), *((a.k, a.v) for a in around.at)]
+    types = [(kv_type(a), kv_type(b)) for a, b in pairs]
+    for sides in types:
+        for side, kind in zip("KV", sides, strict=True):
+            if side not in kind.sides:
+                other = [t.name for t in KV_TYPES.values() if t.sides == side]
+                raise NybbleError(
+                    f"{kind.name} is made for {kind.sides} and cannot store {side}",
+                    seen=f"{k}/{v}",
+                    allowed=f"a type for {side}, for example {', '.join(['q4_0', *other])}",
+                    hint="nybble formats",
+                )
+    switchable = not around.rotate and any(t.rotation == "llama" for pair in types for t in pair)
+    return KVSetting(types[0][0].name, types[0][1].name, rotation or not switchable, around)
 
 
 def parse(text: str) -> KVSetting:
-    """Read `K/V`, `K/V-norot`, or a single type for both sides.
+    """Read `K/V`, `K/V-norot`, a single type for both sides, or an alias, and what follows it.
 
     Raises:
         NybbleError: not of that form, or an unknown type.
     """
-    body, off = text.strip().lower(), False
-    if body.endswith(_NOROT):
-        body, off = body[: -len(_NOROT)], True
+    body, *modifiers = text.strip().lower().split("+")
+    off = body.endswith(_NOROT)
+    body = body.removesuffix(_NOROT)
+    around = parse_around(modifiers, text)
+    if body in ALIASES:
+        base = parse(ALIASES[body])
+        return make(base.k, base.v, not off, base.around.merged(around))
     parts = body.split("/")
     if len(parts) > 2 or not all(parts):
         raise NybbleError(
@@ -77,7 +134,15 @@ def parse(text: str) -> KVSetting:
             allowed="two KV types and a slash, for example q8_0/q4_0",
             hint="nybble formats",
         )
-    return make(parts[0], parts[-1], not off)
+    setting = make(parts[0], parts[-1], not off, around)
+    if off and setting.rotation and setting.quantized:
+        raise NybbleError(
+            "this setting has no rotation that could be switched off",
+            seen=text,
+            allowed="-norot behind llama.cpp's quantized types",
+            hint=f"--kv {setting}",
+        )
+    return setting
 
 
 def expand(
@@ -102,7 +167,7 @@ def expand(
     for setting in found:
         # `-norot` in the name already decides; otherwise --rotation does.
         modes = rotation if setting.quantized and setting.rotation else (setting.rotation,)
-        out += [make(setting.k, setting.v, on) for on in modes]
+        out += [make(setting.k, setting.v, on, setting.around) for on in modes]
     return unique(out)
 
 
@@ -119,15 +184,21 @@ def check_head_size(setting: KVSetting, head_k: Iterable[int], head_v: Iterable[
     Raises:
         NybbleError: names the side, the head size and the types that fit.
     """
-    sides = [("K", setting.k_type, set(head_k)), ("V", setting.v_type, set(head_v))]
-    fits = "/".join("f16" if any(h % t.block for h in heads) else t.name for _, t, heads in sides)
-    for side, kind, heads in sides:
-        bad = sorted(h for h in heads if h % kind.block)
-        if bad:
-            raise NybbleError(
-                f"{side} type {kind.name} stores blocks of {kind.block} elements, which does "
-                f"not divide this model's {side} head size",
-                seen=f"{setting} with head size {', '.join(map(str, bad))}",
-                allowed="f16, bf16, f32 for this model",
-                hint="no block type fits: keep f16" if fits == "f16/f16" else f"--kv {fits}",
-            )
+    pairs = [(setting.k, setting.v), *((a.k, a.v) for a in setting.around.at)]
+    heads = (set(head_k), set(head_v))
+    for pair in pairs:
+        sides = [
+            (side, kv_type(n).of_side(side), h)
+            for side, n, h in zip("KV", pair, heads, strict=True)
+        ]
+        fits = "/".join(t.name if all(map(t.fits, h)) else "f16" for _, t, h in sides)
+        for side, kind, sizes in sides:
+            bad = sorted(h for h in sizes if not kind.fits(h))
+            if bad:
+                raise NybbleError(
+                    f"{side} type {kind.name} stores blocks of {kind.block} elements, which does "
+                    f"not divide this model's {side} head size",
+                    seen=f"{setting} with head size {', '.join(map(str, bad))}",
+                    allowed="f16, bf16, f32 for this model",
+                    hint="no block type fits: keep f16" if fits == "f16/f16" else f"--kv {fits}",
+                )
