@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,11 @@ import numpy.typing as npt
 
 from nybble.engines.llamacpp.cachelog import AppliedCache, parse_cache_log
 from nybble.engines.llamacpp.ffi import ffi, library, take_log
+from nybble.engines.vocabulary import Vocabulary
 from nybble.errors import EngineError
 from nybble.formats import KVSetting
 
 UBATCH = 512  # llama.cpp's default micro-batch; sliding caches are sized by it
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the scorer needs of a tokenizer: sizes and the special ids (-1: none)."""
-
-    n_tokens: int
-    bos: int
-    eos: int
-    add_bos: bool
-    bos_text: str
-    eos_text: str
 
 
 class Model:
