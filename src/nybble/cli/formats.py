@@ -8,7 +8,19 @@ import click
 from rich.table import Table
 
 from nybble.cli import console
-from nybble.formats import KV_TYPES
+from nybble.formats import ALIASES, KV_TYPES
+
+HELP = """
+A setting is K/V, for example q8_0/q4_0. Bits are at a head size of 128 and include scales; the
+block must divide the model's head size. llama.cpp runs its own types itself; every type can be
+simulated bit for bit with --engine transformers, with these around it:
+  -norot          llama.cpp's rotation off
+  +first4         first tokens in f16            +recent128      last tokens in f16
+  +chunk512       the current prefill chunk raw  +skip0.1.-1     layers left in f16
+  +mean           key mean removed               +scale          query-aware channel scale
+  +search         block scale by least error     +rot32          also +rotrandom, +rotllama
+  +at0.5-7:q8_0/q4_0   other types in some layers; +at3h1:... in one KV head
++mean, +scale and the type nyb4 use a calibration, made when missing (nybble calibrate)."""
 
 
 @click.command()
@@ -18,22 +30,25 @@ def formats(as_json: bool) -> None:
     if as_json:
         rows = [
             {
-                "name": t.name, "bits": t.bits, "block": t.block, "block_bytes": t.block_bytes,
-                "layout": t.layout, "engines": list(t.engines),
+                "name": t.name, "bits": t.bits, "block": t.block, "tokens": t.tokens,
+                "sides": t.sides, "reads": t.reads.rule, "llama.cpp": t.ggml_id is not None,
+                "calibrated": t.calibrated, "layout": t.layout, "source": t.source,
+                "engines": list(t.engines),
             }
             for t in KV_TYPES.values()
         ]  # fmt: skip
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps({"types": rows, "aliases": ALIASES}, indent=1))
         return
     table = Table()
-    for name in ("KV type", "bits", "against f16", "block", "layout", "engines"):
+    for name in ("KV type", "bits", "against f16", "layout", "engines"):
         table.add_column(name, justify="right" if name in ("bits", "against f16") else "left")
     for t in KV_TYPES.values():
-        block = f"{t.block} el, {t.block_bytes} B" if t.quantized else "-"
-        table.add_row(
-            t.name, f"{t.bits:g}", f"{t.bits / 16:.0%}", block, t.layout, ", ".join(t.engines)
-        )
+        engines = ", ".join(t.engines) or "none"
+        if not t.quantized:
+            engines = "all" if len(t.engines) > 5 else engines
+        table.add_row(t.name, f"{t.bits:g}", f"{t.bits / 16:.0%}", t.layout, engines)
     out = console.out()
     out.print(table)
-    click.echo("A setting is K/V, for example q8_0/q4_0; add -norot to switch llama.cpp's")
-    click.echo("rotation off. The block must divide the model's head size. Bits include scales.")
+    for name, meaning in ALIASES.items():
+        click.echo(f"{name} is short for {meaning}")
+    click.echo(HELP)

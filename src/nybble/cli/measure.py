@@ -17,6 +17,8 @@ from nybble.scoring.measure import measure as run_measure
 from nybble.scoring.request import (
     DEFAULT_CONTEXT,
     DEFAULT_SETTINGS,
+    DEVICES,
+    ENGINES,
     FRAMINGS,
     VIAS,
     WEIGHTS,
@@ -78,6 +80,11 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.option("--via", default="prefill", show_default=True, help=" or ".join(VIAS) + ".")
 @click.option("--weights", default="f16", show_default=True,
               help=f"{', '.join(WEIGHTS)}: what quantized weights are scored as.")  # fmt: skip
+@click.option("--engine", default="auto", show_default=True,
+              help=f"{', '.join(ENGINES)}: auto is llama.cpp for what it can do.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True,
+              help=f"{', '.join(DEVICES)}: where transformers runs.")  # fmt: skip
+@click.option("--calibration", type=_PATH, help="Statistics of the model.  [default: beside it]")
 @click.option("--framing", default="auto", show_default=True, help=", ".join(FRAMINGS) + ".")
 @click.option("--thresholds", type=_PATH, help="TOML file with the limits of the verdict.")
 @click.option("--fail-over", type=float, metavar="KLD",

@@ -89,6 +89,9 @@ class Around:
         return replace(self, **changed)
 
 
+PLAIN = Around()  # nothing around the types
+
+
 def join_layers(layers: tuple[int, ...]) -> str:
     """Write layers with dots, runs with a dash: (0, 1, 2, 7, -1) -> "0-2.7.-1"."""
     runs: list[list[int]] = []
@@ -175,7 +178,7 @@ def parse_around(parts: list[str], text: str) -> Around:
     Raises:
         NybbleError: an unknown modifier, or a value out of range.
     """
-    found = Around()
+    found = PLAIN
     for part in parts:
         name = next((n for n in _READERS if part.startswith(n)), None)
         if name is None:

@@ -97,12 +97,12 @@ class Codec:
     def bytes_stored(self, n: int, head_dim: int) -> int:
         """Bytes of one head for n tokens, protected ones included."""
         first = min(self.first, n)
-        size = self.kind.bytes_stored(n - first, head_dim) + first * 2 * head_dim
-        if self.reads.rule == "recent":  # a window in f16 beside, or instead of, the codes
-            kept = min(self.reads.tokens, n - first)
-            size = (
-                self.kind.bytes_stored(n - first - kept, head_dim) + (first + kept) * 2 * head_dim
-            )
+        kept, reads = first, self.reads
+        if reads.rule == "recent":
+            kept += min(reads.tokens, n - first)
+        elif reads.rule == "residual":
+            kept += (n - first) % reads.tokens
+        size = self.kind.bytes_stored(n - kept, head_dim) + kept * 2 * head_dim
         return size
 
 
@@ -153,6 +153,7 @@ def layer_stores(
     gguf: bool = False,
     decode: bool = False,
     device: torch.device | str = "cpu",
+    sizing: bool = False,
 ) -> tuple[SideStore, SideStore]:
     """Codecs of K and V of one layer.
 
@@ -163,6 +164,7 @@ def layer_stores(
         gguf: whether llama.cpp would hold this model's K channels interleaved.
         decode: whether tokens come one by one (Reads.at_decode).
         device: where tensors go.
+        sizing: only bytes are asked for, so no calibration is needed.
 
     Raises:
         NybbleError: a type that does not fit, a layer or head the model does not have, or no
@@ -185,7 +187,15 @@ def layer_stores(
             "KV", names, (layer.k_dim, layer.v_dim), found, strict=True
         ):
             codec = _codec(
-                setting, kv_type(name).of_side(side), side, dim, stats, gguf, decode, device
+                setting,
+                kv_type(name).of_side(side),
+                side,
+                dim,
+                stats,
+                gguf,
+                decode,
+                device,
+                sizing,
             )
             codecs.append((head, codec))
     return SideStore(tuple(found[0])), SideStore(tuple(found[1]))
@@ -200,13 +210,14 @@ def _codec(
     gguf: bool,
     decode: bool,
     device: torch.device | str,
+    sizing: bool,
 ) -> Codec:
     around = setting.around
     if not kind.quantized:
         return Codec(kind, Reads())
     keys = side == "K"
     needs = kind.calibrated or (keys and (around.mean or around.scale))
-    if needs and stats is None:
+    if needs and stats is None and not sizing:
         raise NybbleError(
             "this KV setting needs a calibration of the model", seen=str(setting),
             hint="nybble calibrate MODEL",

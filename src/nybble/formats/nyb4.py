@@ -48,6 +48,7 @@ def allot(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
 
     Args:
         weight: weights of the channels in the calibrated basis, float32 [heads, head_dim].
+        head_dim: size of a key.
 
     Returns:
         uint8 [heads, groups]; every head sums to `total_width`.

@@ -14,6 +14,7 @@ from nybble.errors import NybbleError
 from nybble.formats.calibration import LayerCalibration
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
+from nybble.formats.pack import blocks
 
 SHARES = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.73, 0.7)
 
@@ -56,12 +57,12 @@ class Searched(KVType):
         """The inner type's bytes of whichever clipping reads back closest, block by block."""
         kind, size = self._kind, self.block
         # One block at a time, as a head of its own: how well does each share serve it?
-        blocks = x.unflatten(-1, (-1, size))
-        peak = blocks.abs().amax(-1, keepdim=True)
-        best, error = blocks, torch.full_like(peak, torch.inf)
+        parts = blocks(x, size)
+        peak = parts.abs().amax(-1, keepdim=True)
+        best, error = parts, torch.full_like(peak, torch.inf)
         for share in SHARES:
-            clipped = blocks.clamp(-peak * share, peak * share)
-            new = (kind.roundtrip(clipped) - blocks).square().sum(-1, keepdim=True)
+            clipped = parts.clamp(-peak * share, peak * share)
+            new = (kind.roundtrip(clipped) - parts).square().sum(-1, keepdim=True)
             better = new < error
             best = torch.where(better, clipped, best)
             error = torch.where(better, new, error)

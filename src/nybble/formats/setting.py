@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nybble.errors import NybbleError
-from nybble.formats.around import Around, parse_around
+from nybble.formats.around import PLAIN, Around, parse_around
 from nybble.formats.kvtype import KVType
 from nybble.formats.registry import ALIASES, KV_TYPES, kv_type
 
@@ -31,7 +31,7 @@ class KVSetting:
     k: str
     v: str
     rotation: bool = True
-    around: Around = Around()
+    around: Around = PLAIN
 
     def __str__(self) -> str:
         return f"{self.k}/{self.v}" + ("" if self.rotation else _NOROT) + str(self.around)
@@ -68,7 +68,7 @@ class KVSetting:
     def llamacpp(self) -> bool:
         """Whether llama.cpp itself can run it, rather than a simulation only."""
         known = all(kv_type(name).ggml_id is not None for name in self.types)
-        return known and self.around == Around()
+        return known and self.around == PLAIN
 
     @property
     def bits(self) -> float:
@@ -91,7 +91,7 @@ class KVSetting:
         return found
 
 
-def make(k: str, v: str, rotation: bool = True, around: Around = Around()) -> KVSetting:
+def make(k: str, v: str, rotation: bool = True, around: Around = PLAIN) -> KVSetting:
     """Build a setting; rotation is dropped to its default where nothing is rotated.
 
     Raises:

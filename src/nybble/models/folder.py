@@ -6,6 +6,8 @@ files and the names of the rest.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -150,6 +152,17 @@ def check_tokenizer(folder: Path) -> None:
     raise ModelFileError("The model folder has no tokenizer", seen=found, allowed="tokenizer.json",
                          hint="copy tokenizer.json and tokenizer_config.json from where the model "
                          "came from")  # fmt: skip
+
+
+def vocabulary_hash(folder: Path) -> str:
+    """SHA-256 of a folder's vocabulary, to tell whether two models share one.
+
+    Raises:
+        ModelFileError: tokenizer.json is missing or damaged.
+    """
+    model = read_object(folder / "tokenizer.json").get("model")
+    text = json.dumps(model, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def chat_template(folder: Path) -> str | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nybble.engines.llamacpp.ffi import engine_identity
 from nybble.formats import KVSetting, unique
 from nybble.results.records import METRICS_VERSION
 from nybble.results.store import content_key
+from nybble.scoring.backend import Backend
 from nybble.scoring.chunks import Chunk
 from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import FLOOR, REFERENCE, MeasureRequest
@@ -81,10 +81,12 @@ def applies(series: Series, chunk: Chunk, chunks: Sequence[Chunk]) -> bool:
 class CellNames:
     """Names of cells: readable in front, a hash of everything that decides the numbers behind."""
 
-    def __init__(self, models: Sequence[PreparedModel], request: MeasureRequest) -> None:
-        self._models = {m.label: (m.sha256, m.scored_weights) for m in models}
+    def __init__(
+        self, models: Sequence[PreparedModel], request: MeasureRequest, backend: Backend
+    ) -> None:
+        self._models = {m.label: (m.sha256, m.record.scored_weights) for m in models}
         self._via = request.via
-        self._engine = engine_identity()
+        self._backend = backend
 
     def name(self, series: Series, chunk: Chunk, first: int) -> str:
         """File name, without suffix, of one chunk under one series."""
@@ -92,7 +94,7 @@ class CellNames:
         key = content_key(
             {
                 "metrics": METRICS_VERSION,
-                "engine": self._engine,
+                "engine": self._backend.identity(series.lane.setting, series.lane.model),
                 "model": self._models[series.lane.model],
                 "reference": self._models[series.reference],
                 "setting": str(series.lane.setting),

@@ -11,14 +11,13 @@ from nybble.formats import KVSetting, parse
 from nybble.results.records import Estimate, Row, Slice
 from nybble.scoring.cells import Series, applies
 from nybble.scoring.chunks import Chunk
-from nybble.scoring.prepare import SettingSize
+from nybble.scoring.prepare import Sizes
 from nybble.scoring.request import MeasureRequest
 from nybble.scoring.run import CellRunner, Outcome
 from nybble.scoring.statistics import Sample, ScoredChunk, metrics, slice_metrics
 from nybble.scoring.verdict import Limit, judge, order_warnings
 
 POSITION_SLICES = 8
-Sizes = dict[tuple[str, KVSetting], SettingSize]  # by model label and setting
 
 
 class Collector:
@@ -69,6 +68,7 @@ class Collector:
             bits=size.bits, bytes_per_token=size.per_token,
             cache_bytes=size.total[context],
             cache_bytes_at={str(c): b for c, b in sorted(size.total.items())},
+            simulated=self._runner.simulated,
         )  # fmt: skip
         scored = []
         for chunk in chunks:

@@ -14,13 +14,15 @@ import numpy as np
 from nybble.environment import hardware, usable_cpus, versions
 from nybble.errors import NybbleError
 from nybble.formats import unique
+from nybble.models.hub_cache import is_hub_id
 from nybble.models.summary import summarise
 from nybble.results.records import Measurement, Row, to_json
 from nybble.results.store import RunStore, check_folder, content_key, write_text
 from nybble.scoring import prepare as prep
+from nybble.scoring.backend import Backend, LlamaCpp
 from nybble.scoring.cells import Series, first_scored, lanes_of, wanted_series
-from nybble.scoring.collect import Collector, Sizes
-from nybble.scoring.request import MOST_CONTEXT, REFERENCE, MeasureRequest, Progress, Silent
+from nybble.scoring.collect import Collector
+from nybble.scoring.request import REFERENCE, MeasureRequest, Progress, Silent
 from nybble.scoring.run import CellRunner
 from nybble.scoring.statistics import DRAWS, MIN_DOCUMENTS
 from nybble.scoring.text import Text, gather, sources
@@ -88,70 +90,90 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
     check_folder(request.out or _RESULTS)
     paths = [prep.locate(request.model), *([request.against] if request.against else [])]
     named = sources(request)
-    warnings = _check_all(paths, request)
-    models = [
-        prep.prepare(label, path, request, progress)
-        for label, path in zip("ab", paths, strict=False)
-    ]
-    series = wanted_series(request)
-    sizes = _sizes(models, series, request)
-    text = gather(models[0], named, request, progress)
-    with RunStore(request.out or _default_folder(models, request)) as store:
-        threads = request.threads or usable_cpus()
-        runner = CellRunner(models, request, store, progress, threads)
-        try:
-            _run(runner, series, text, progress)
-            collector = Collector(runner, request, sizes, limits)
-            progress.stage("computing intervals")
-            rows = [r for chunks in text.chunks.values() for r in collector.rows(series, chunks)]
-        finally:
-            runner.close()
-        measurement = _record(request, models, rows, runner, text, limits)
-        measurement.warnings.extend([*warnings, *text.warnings, *collector.warnings])
-        write_text(store.folder / "summary.json", to_json(measurement))
-        return Result(measurement, store.folder)
+    backend = choose_backend(request, paths)
+    try:
+        warnings = backend.check(paths)
+        models = [
+            backend.prepare(label, path, progress) for label, path in zip("ab", paths, strict=False)
+        ]
+        series = wanted_series(request)
+        sizes = _sizes(backend, models, series, request, progress)
+        text = gather(models[0], named, request, progress, backend)
+        with RunStore(request.out or _default_folder(backend, models, request)) as store:
+            threads = request.threads or usable_cpus()
+            runner = CellRunner(models, request, store, progress, threads, backend)
+            try:
+                _run(runner, series, text, progress)
+                collector = Collector(runner, request, sizes, limits)
+                progress.stage("computing intervals")
+                rows = [
+                    r for chunks in text.chunks.values() for r in collector.rows(series, chunks)
+                ]
+            finally:
+                runner.close()
+            measurement = _record(request, backend, models, rows, runner, text, limits)
+            measurement.warnings.extend([*warnings, *text.warnings, *collector.warnings])
+            write_text(store.folder / "summary.json", to_json(measurement))
+            return Result(measurement, store.folder)
+    finally:
+        backend.close()
 
 
-def _check_all(paths: Sequence[Path], request: MeasureRequest) -> list[str]:
-    """Everything that can be refused from headers alone, before any long work."""
-    summaries = [summarise(p) for p in paths]
-    if len(summaries) == 2:
-        first, second = (s.tokenizer_hash for s in summaries)
-        if first != second:
-            raise NybbleError(
-                "the two models have different vocabularies, so their logits cannot be compared",
-                seen=f"{paths[0].name} and {paths[1].name}",
-                allowed="two models with the same tokenizer, for example a model and its QAT twin",
-            )
-    return list(dict.fromkeys(w for s in summaries for w in prep.check(s, request)))
+def choose_backend(request: MeasureRequest, paths: Sequence[Path]) -> Backend:
+    """The engine asked for; "auto" is llama.cpp for what it can do itself.
+
+    Raises:
+        NybbleError: llama.cpp is asked for a model that is no GGUF.
+    """
+    wanted = request.engine
+    ggufs = not any(path.is_dir() or _is_hub_id(path) for path in paths)
+    if wanted == "auto":
+        own = ggufs and all(s.llamacpp for s in request.settings)
+        wanted = "llama.cpp" if own else "transformers"
+    if wanted == "transformers":
+        from nybble.scoring.torch_backend import Transformers  # needs an optional extra
+
+        return Transformers(request)
+    if not ggufs:
+        raise NybbleError(
+            "llama.cpp reads GGUF files only",
+            seen=", ".join(map(str, paths)),
+            allowed="a .gguf file",
+            hint="--engine transformers for folders and hub ids",
+        )
+    return LlamaCpp(request)
+
+
+def _is_hub_id(path: Path) -> bool:
+    text = str(path)
+    return "/" in text and is_hub_id(text) and not text.endswith(".gguf") and not path.exists()
 
 
 def _sizes(
-    models: Sequence[prep.PreparedModel], series: Sequence[Series], request: MeasureRequest
-) -> Sizes:
+    backend: Backend,
+    models: Sequence[prep.PreparedModel],
+    series: Sequence[Series],
+    request: MeasureRequest,
+    progress: Progress,
+) -> prep.Sizes:
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
-    found: Sizes = {}
-    for model in models:
-        # What a header claims must not decide how much memory the dry run takes.
-        longest = min(model.summary.context_length, MOST_CONTEXT)
-        contexts = [*request.contexts, *request.memory_at, longest]
-        sizes = prep.cache_sizes(model.scored_file, settings, contexts, request.timeout)
-        found.update({(model.label, setting): size for setting, size in sizes.items()})
-    return found
+    return backend.sizes(models, settings, [*request.contexts, *request.memory_at], progress)
 
 
-def _default_folder(models: Sequence[prep.PreparedModel], request: MeasureRequest) -> Path:
+def _default_folder(
+    backend: Backend, models: Sequence[prep.PreparedModel], request: MeasureRequest
+) -> Path:
     """One folder per model, weights, text and protocol; settings and documents add to it."""
     key = content_key(
         [
-            [(m.sha256, m.scored_weights, m.template is None) for m in models],
+            [(m.sha256, m.record.scored_weights, m.template is None) for m in models],
             request.via,
             request.score_from,
             sorted(str(p.resolve()) for p in request.text),
             str(request.jsonl.resolve()) if request.jsonl else None,
         ]
     )
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", models[0].summary.path.stem)[:60]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", models[0].stem)[:60]
     return _RESULTS / f"{name}-{key[:8]}"
 
 
@@ -173,6 +195,7 @@ def _run(runner: CellRunner, series: Sequence[Series], text: Text, progress: Pro
 
 def _record(
     request: MeasureRequest,
+    backend: Backend,
     models: Sequence[prep.PreparedModel],
     rows: list[Row],
     runner: CellRunner,
@@ -181,11 +204,12 @@ def _record(
 ) -> Measurement:
     outcome = runner.outcome
     spent = outcome.decode_s + outcome.compare_s
-    records = [m.record() for m in models]
+    records = [m.record for m in models]
+    known = backend.versions()
     protocol = {
-        "engine": "llama.cpp",
+        **backend.protocol,
+        "simulated": backend.simulated,
         "reference": "f16/f16 cache on the same weights",
-        "hot_cache": "every position attends to stored, quantized K and V",
         "via": request.via,
         "score_from": request.score_from,
         "contexts": list(request.contexts),
@@ -196,8 +220,6 @@ def _record(
         "bootstrap_draws": DRAWS,
         "min_documents_for_interval": MIN_DOCUMENTS,
         "thresholds": {k: asdict(v) for k, v in limits.items()},
-        "flash_attention": "on",
-        "sliding_cache": "window-sized, as servers allocate it",
     }
     return Measurement(
         models=records,
@@ -211,11 +233,11 @@ def _record(
         command=request.command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         protocol=protocol,
-        versions={**versions(), "llama.cpp": text.info["llama.cpp"]},
+        versions={**versions(), **{k: v for k, v in known.items() if k != "features"}},
         hardware={
             **hardware(),
             "threads": request.threads or usable_cpus(),
-            "engine_features": text.info["features"],
+            "engine_features": known["features"],
         },
         timing={
             "decode_s": round(outcome.decode_s, 2),
@@ -235,7 +257,13 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
     path = prep.locate(request.model)
     paths = [path, *([request.against] if request.against else [])]
     total = sum(source.wanted for source in sources(request))
-    _check_all(paths, request)
+    backend = choose_backend(request, paths)
+    if backend.simulated:
+        raise NybbleError(
+            "--dry-run plans runs in llama.cpp only", seen=f"--engine {backend.name}",
+            hint="leave --dry-run out: sizes come first, and what is done is kept",
+        )  # fmt: skip
+    backend.check(paths)
     series = wanted_series(request)
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
     sizes = prep.cache_sizes(path, settings, request.contexts, request.timeout)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import hashlib
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -19,10 +18,10 @@ from nybble.engines.llamacpp.floatcopy import copy_size
 from nybble.environment import cache_dir
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, check_head_size
+from nybble.models.content_hash import file_sha256
 from nybble.models.demo import demo_model
 from nybble.models.summary import ModelSummary, summarise
 from nybble.results.records import ModelRecord
-from nybble.results.store import content_key, write_text
 from nybble.scoring.request import MeasureRequest, Progress
 
 WORKER = "nybble.scoring.worker"
@@ -31,35 +30,27 @@ _FLOATS = {"F32", "F16"}  # ggml multiplies these with float activations; bf16 i
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model and the file its scores come from."""
+    """A model and where its scores come from.
+
+    Attributes:
+        label: "a", or "b" for the model given with --against.
+        source: the file or folder as named, or the hub id.
+        stem: short name for files and folders.
+        sha256: of the weights as shipped.
+        scored_file: what the engine loads.
+        context_length: tokens it was trained for.
+        template: the chat template that frames its text, or None.
+        record: what the result says of it.
+    """
 
     label: str
-    summary: ModelSummary
+    source: Path
+    stem: str
     sha256: str
     scored_file: Path
-    scored_weights: str
+    context_length: int
     template: str | None
-
-    def record(self) -> ModelRecord:
-        """The part that goes into the result."""
-        s = self.summary
-        shipped = Counter(s.weight_types)
-        framed = "chat template" if self.template else "raw text"
-        kind = "instruct" if s.chat_template else "base"
-        return ModelRecord(
-            label=self.label,
-            name=s.name or s.path.stem,
-            file=s.path.name,
-            sha256=self.sha256,
-            architecture=s.architecture,
-            size_bytes=s.size_bytes,
-            shipped_weights=s.file_type or (shipped.most_common(1)[0][0] if shipped else "?"),
-            scored_weights=self.scored_weights,
-            context_length=s.context_length,
-            sliding_window=s.sliding_window,
-            framing=f"{framed} ({kind} model: "
-            f"{'it has' if s.chat_template else 'it has no'} chat template)",
-        )
+    record: ModelRecord
 
 
 def locate(model: Path | None) -> Path:
@@ -73,27 +64,40 @@ def check(summary: ModelSummary, request: MeasureRequest) -> list[str]:
     Raises:
         NybbleError: a context over the model's maximum, or a type its head size does not allow.
     """
-    over = [c for c in request.contexts if c > summary.context_length]
+    check_context(request.contexts, summary.context_length, summary.name or summary.path.name)
+    for setting in request.settings:
+        check_head_size(setting, set(summary.head_dim_k), set(summary.head_dim_v))
+    return window_warnings(request.contexts, summary.sliding_window)
+
+
+def check_context(contexts: Iterable[int], longest: int, name: str) -> None:
+    """Refuse a context beyond what the model was trained for.
+
+    Raises:
+        NybbleError: states the longest.
+    """
+    over = [c for c in contexts if c > longest]
     if over:
         raise NybbleError(
             "the context is longer than the model was trained for",
             seen=f"{max(over):,} tokens",
-            allowed=f"up to {summary.context_length:,} for {summary.name or summary.path.name}",
-            hint=f"--context {summary.context_length}",
+            allowed=f"up to {longest:,} for {name}",
+            hint=f"--context {longest}",
         )
-    for setting in request.settings:
-        check_head_size(setting, set(summary.head_dim_k), set(summary.head_dim_v))
-    window = summary.sliding_window
-    short = [c for c in request.contexts if window is not None and c <= window]
-    if short:
-        return [
-            f"context {', '.join(f'{c:,}' for c in short)} is within the sliding window of "
-            f"{window:,} tokens, so windows never slide and nothing beyond them is tested"
-        ]
-    return []
 
 
-def choose_template(summary: ModelSummary, framing: str) -> str | None:
+def window_warnings(contexts: Iterable[int], window: int | None) -> list[str]:
+    """Say which contexts never leave the sliding window."""
+    short = [c for c in contexts if window is not None and c <= window]
+    if not short:
+        return []
+    return [
+        f"context {', '.join(f'{c:,}' for c in short)} is within the sliding window of "
+        f"{window:,} tokens, so windows never slide and nothing beyond them is tested"
+    ]
+
+
+def choose_template(chat_template: str | None, name: str, framing: str) -> str | None:
     """The chat template to frame text with, or None for raw text.
 
     Raises:
@@ -101,13 +105,13 @@ def choose_template(summary: ModelSummary, framing: str) -> str | None:
     """
     if framing == "raw":
         return None
-    if framing == "template" and not summary.chat_template:
+    if framing == "template" and not chat_template:
         raise NybbleError(
             "this model has no chat template",
-            seen=summary.name or summary.path.name,
+            seen=name,
             allowed="--framing auto or raw",
         )
-    return summary.chat_template or None
+    return chat_template or None
 
 
 def prepare(label: str, path: Path, request: MeasureRequest, progress: Progress) -> PreparedModel:
@@ -118,36 +122,38 @@ def prepare(label: str, path: Path, request: MeasureRequest, progress: Progress)
     """
     summary = summarise(path)
     progress.stage(f"hashing {path.name}")
-    sha256 = file_sha256(path)
+    sha256 = file_sha256(path, cache_dir())
     scored, weights = path, "as shipped"
     quantized = {t for t in summary.weight_types if t not in _FLOATS}
     if request.weights != "as-shipped" and quantized:
         scored = float_copy(summary, sha256, request.weights, request.timeout, progress)
         weights = f"{request.weights} copy"
-    template = choose_template(summary, request.framing)
-    return PreparedModel(label, summary, sha256, scored, weights, template)
+    template = choose_template(summary.chat_template, summary.name or path.name, request.framing)
+    shipped = Counter(summary.weight_types)
+    record = ModelRecord(
+        label=label,
+        name=summary.name or path.stem,
+        file=path.name,
+        sha256=sha256,
+        architecture=summary.architecture,
+        size_bytes=summary.size_bytes,
+        shipped_weights=summary.file_type or (shipped.most_common(1)[0][0] if shipped else "?"),
+        scored_weights=weights,
+        context_length=summary.context_length,
+        sliding_window=summary.sliding_window,
+        framing=describe_framing(summary.chat_template, template),
+    )
+    return PreparedModel(
+        label, path, path.stem, sha256, scored, summary.context_length, template, record
+    )
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered in the cache folder by path, size and time of change.
-
-    Raises:
-        NybbleError: the file cannot be read.
-    """
-    try:
-        stat = path.stat()
-        key = content_key([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-        note = cache_dir() / "sha256" / key
-        if note.exists():
-            return note.read_text(encoding="ascii").strip()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise NybbleError("cannot read the model", seen=f"{path}: {error}") from error
-    with contextlib.suppress(OSError, NybbleError):  # only saves time: a run can do without
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, digest)
-    return digest
+def describe_framing(chat_template: str | None, used: str | None) -> str:
+    """How text is framed, and why, in words."""
+    framed = "chat template" if used else "raw text"
+    kind = "instruct" if chat_template else "base"
+    has = "it has" if chat_template else "it has no"
+    return f"{framed} ({kind} model: {has} chat template)"
 
 
 def float_copy(
@@ -216,6 +222,18 @@ def _check_space(folder: Path, needed: int, kind: str) -> None:
         )
 
 
+def calibration_path(model: PreparedModel, cache: Path) -> Path:
+    """Where a model's calibration belongs: beside it, or in the cache if that cannot be written."""
+    source = model.scored_file
+    name = "nybble-calibration.safetensors"
+    beside = source / name if source.is_dir() else source.with_name(f"{source.stem}.{name}")
+    # A hub snapshot is shared and made of links: nothing of ours belongs there.
+    shared = "snapshots" in source.parts
+    if beside.is_file() or (not shared and os.access(beside.parent, os.W_OK)):
+        return beside
+    return cache / "calibration" / f"{model.sha256[:16]}.{name}"
+
+
 @dataclass(frozen=True)
 class SettingSize:
     """Bytes of one setting: bits an element, bytes a token, bytes at each context."""
@@ -223,6 +241,9 @@ class SettingSize:
     bits: float
     per_token: float
     total: dict[int, int]
+
+
+Sizes = dict[tuple[str, KVSetting], SettingSize]  # by model label and setting
 
 
 def cache_sizes(
@@ -242,14 +263,12 @@ def cache_sizes(
         )
     finally:
         child.close()
-    by_setting: dict[str, list[dict[str, float]]] = {}
-    for entry in reply.header["sizes"]:
-        by_setting.setdefault(entry["setting"], []).append(entry)
-    return {
-        s: SettingSize(
-            by_setting[str(s)][0]["bits"],
-            by_setting[str(s)][0]["per_token"],
-            {int(e["context"]): int(e["total"]) for e in by_setting[str(s)]},
-        )
-        for s in wanted
-    }
+    return {s: setting_size(reply.header["sizes"], str(s)) for s in wanted}
+
+
+def setting_size(entries: Iterable[dict[str, Any]], setting: str) -> SettingSize:
+    """One setting's size out of a worker's answer to `sizes`."""
+    mine = [e for e in entries if e["setting"] == setting]
+    return SettingSize(
+        mine[0]["bits"], mine[0]["per_token"], {int(e["context"]): int(e["total"]) for e in mine}
+    )

@@ -21,6 +21,8 @@ FLOOR = KVSetting("bf16", "bf16")
 WEIGHTS = ("f16", "f32", "as-shipped")
 FRAMINGS = ("auto", "template", "raw")
 VIAS = ("prefill", "decode")
+ENGINES = ("auto", "llama.cpp", "transformers")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class MeasureRequest:
         framing: "template", "raw", or "auto": the template if the model has one.
         split_kv: also measure K alone and V alone of every setting.
         memory_at: further contexts to state the cache's bytes for.
+        engine: "llama.cpp", "transformers", or "auto": llama.cpp for what it can do itself.
+        device: where torch runs: "auto", "cpu" or "cuda".
+        calibration: statistics of the model; None for the file beside it, made when missing.
         out: run folder; None for one under ./nybble-results.
         fresh: score again what is there already.
         threads: CPU threads; None for all usable cores.
@@ -65,6 +70,9 @@ class MeasureRequest:
     framing: str = "auto"
     split_kv: bool = False
     memory_at: tuple[int, ...] = ()
+    engine: str = "auto"
+    device: str = "auto"
+    calibration: Path | None = None
     out: Path | None = None
     fresh: bool = False
     threads: int | None = None
@@ -82,6 +90,8 @@ class MeasureRequest:
         _choice("--via", self.via, VIAS)
         _choice("--weights", self.weights, WEIGHTS)
         _choice("--framing", self.framing, FRAMINGS)
+        _choice("--engine", self.engine, ENGINES)
+        _choice("--device", self.device, DEVICES)
         if not self.settings:
             raise NybbleError("no KV settings given", hint="--kv q8_0/q4_0")
         if not self.contexts or min(self.contexts) < 32:

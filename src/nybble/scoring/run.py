@@ -17,10 +17,11 @@ import numpy as np
 from nybble.engines.child import EngineCrashError, EngineProcess
 from nybble.errors import CacheNotReadError, EngineError
 from nybble.results.store import RunStore
+from nybble.scoring.backend import Backend
 from nybble.scoring.cells import CellNames, LaneSpec, Series, applies, first_scored, lanes_of
 from nybble.scoring.chunks import Chunk
 from nybble.scoring.compare import ROW, Rows
-from nybble.scoring.prepare import WORKER, PreparedModel
+from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import REFERENCE, MeasureRequest, Progress
 
 _ROTATION = ("rotation_k", "rotation_v")
@@ -44,6 +45,8 @@ class CellRunner:
         request: the measurement.
         store: where cells go.
         progress: told of tokens decoded, summed over lanes.
+        threads: CPU threads.
+        backend: the engine.
     """
 
     def __init__(
@@ -53,15 +56,18 @@ class CellRunner:
         store: RunStore,
         progress: Progress,
         threads: int,
+        backend: Backend,
     ) -> None:
         self._models, self._request, self._store = models, request, store
         self._progress, self._threads = progress, threads
-        self._names = CellNames(models, request)
+        self._backend = backend
+        self._names = CellNames(models, request, backend)
         self._child: EngineProcess | None = None
         self._lanes: list[LaneSpec] = []
         self._lanes_context = 0
         self._dead: set[tuple[LaneSpec, int]] = set()
         self.outcome = Outcome()
+        self.simulated = backend.simulated
 
     def missing(self, series: Sequence[Series], chunks: Sequence[Chunk]) -> list[list[Series]]:
         """For every chunk, the series whose cell is not in the store yet."""
@@ -168,19 +174,7 @@ class CellRunner:
 
     def _open(self) -> EngineProcess:
         self._progress.stage("loading the weights")
-        child = EngineProcess(WORKER, timeout=self._request.timeout)
-        try:
-            child.request(
-                {
-                    "op": "open",
-                    "paths": [str(m.scored_file) for m in self._models],
-                    "threads": self._threads,
-                }
-            )
-        except BaseException:
-            child.close()
-            raise
-        return child
+        return self._backend.open(self._models, self._threads)
 
     def _score(self, series: Sequence[Series], chunk: Chunk, one_by_one: bool) -> None:
         assert self._child is not None

@@ -12,10 +12,11 @@ import numpy as np
 
 from nybble.engines.child import EngineProcess
 from nybble.errors import NybbleError, nearest
+from nybble.scoring.backend import Backend
 from nybble.scoring.chunks import Chunk
 from nybble.scoring.corpora import CATEGORIES, Document
 from nybble.scoring.corpora.files import from_jsonl, from_text_files
-from nybble.scoring.prepare import WORKER, PreparedModel
+from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import FILE_CHUNKS, MeasureRequest, Progress
 
 
@@ -28,14 +29,12 @@ class Text:
         sources: what the record says of each category: title, licence, source, chunks.
         how: how documents were framed ("raw text", "template", ...).
         warnings: categories that are too short for a context.
-        info: the engine's version and CPU features.
     """
 
     chunks: dict[int, list[Chunk]] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     how: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
-    info: dict[str, str] = field(default_factory=dict)
 
     def sha256(self) -> str:
         """Hash of all scored tokens."""
@@ -56,7 +55,11 @@ class Source:
 
 
 def gather(
-    model: PreparedModel, named: Sequence[Source], request: MeasureRequest, progress: Progress
+    model: PreparedModel,
+    named: Sequence[Source],
+    request: MeasureRequest,
+    progress: Progress,
+    backend: Backend,
 ) -> Text:
     """Tokenize and cut what `sources` read, with the model's own tokenizer.
 
@@ -65,14 +68,12 @@ def gather(
     """
     text = Text()
     progress.stage("tokenizing")
-    child = EngineProcess(WORKER, timeout=request.timeout)
+    child, extra = backend.tokenizer(model)
     try:
-        opened = {"op": "open", "paths": [str(model.scored_file)], "vocabulary": True}
-        text.info = child.request(opened).header["info"]
         for context in request.contexts:
             found: list[Chunk] = []
             for source in named:
-                found += _cut(child, source, context, model.template, text)
+                found += cut_source(child, extra, source, context, model.template, text)
             if not found:
                 raise NybbleError(
                     f"no text fills one context of {context:,} tokens",
@@ -127,14 +128,21 @@ def sources(request: MeasureRequest) -> list[Source]:
     ]
 
 
-def _cut(
-    child: EngineProcess, source: Source, context: int, template: str | None, text: Text
+def cut_source(
+    child: EngineProcess,
+    extra: dict[str, Any],
+    source: Source,
+    context: int,
+    template: str | None,
+    text: Text,
 ) -> list[Chunk]:
+    """Chunks of one source; what was found out goes into `text`."""
     given = None
     if source.documents is not None:
         given = [dataclasses.asdict(d) for d in source.documents]
     reply = child.request(
         {
+            **extra,
             "op": "chunks",
             "category": source.category,
             "documents": given,

