@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import click
 
+from nybble.cli.calibrate import calibrate
 from nybble.cli.completion import completion
 from nybble.cli.doctor import doctor
 from nybble.cli.formats import formats
@@ -49,7 +50,7 @@ def cli(debug: bool) -> None:
     """4-bit and 8-bit KV caches that can be trusted: measure what a KV type costs."""
 
 
-for command in (measure, doctor, formats, completion):
+for command in (measure, calibrate, doctor, formats, completion):
     cli.add_command(command)
 
 

@@ -69,6 +69,9 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.option("--v", help="V types, crossed with --k.")
 @click.option("--rotation", default="on", show_default=True, help="on, off, or on,off for both.")
 @click.option("--split-kv", is_flag=True, help="Also K alone and V alone of every setting.")
+@click.option("--by", help="Also every layer or head of each setting alone: layer, head.")
+@click.option("--budget", type=float, metavar="BITS",
+              help="Spread so many bits over layers and sides, and measure that.")  # fmt: skip
 @click.option("--context", callback=_integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
 @click.option("--memory-at", callback=_integers, help="Also state cache bytes at these contexts.")
 @click.option("--categories", help=f"Of {', '.join(CATEGORIES)}.  [default: all]")

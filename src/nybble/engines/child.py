@@ -107,6 +107,11 @@ class EngineProcess:
         return self._process.pid
 
     @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process.poll() is None
+
+    @property
     def where(self) -> dict[str, Any]:
         """The last step the child announced."""
         return self._where

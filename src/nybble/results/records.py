@@ -52,13 +52,31 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a row of role "part" quantizes alone, everything else in f16.
+
+    Attributes:
+        of: the setting it is a part of.
+        layer: index of the layer.
+        side: "K" or "V".
+        head: KV head, or None for all of the layer.
+    """
+
+    of: str
+    layer: int
+    side: str
+    head: int | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One KV setting at one context length, compared with one reference.
 
     Attributes:
         setting: for example "q8_0/q4_0" or "q4_0/q4_0-norot".
-        role: "candidate", "floor" (bf16 against f16), "identity" (f16 against itself) or
-            "cross" (16-bit cache of one model against 16-bit cache of the other).
+        role: "candidate", "floor" (bf16 against f16), "identity" (f16 against itself),
+            "cross" (16-bit cache of one model against 16-bit cache of the other) or "part" (one
+            layer or head of a setting alone).
         model: which model's cache was read: "a", or "b" with --against.
         reference: whose 16-bit cache it is compared with: "a" or "b".
         context: tokens of context scored at.
@@ -80,6 +98,7 @@ class Row:
         status: "done" or "failed".
         error: why it failed.
         simulated: whether bytes were only simulated; False where they are really packed.
+        part: which layer, side and head a row of role "part" is about.
     """
 
     setting: str
@@ -105,6 +124,7 @@ class Row:
     status: str = "done"
     error: str | None = None
     simulated: bool = False
+    part: Part | None = None
 
 
 @dataclass(frozen=True)

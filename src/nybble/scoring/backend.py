@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nybble.engines.child import EngineProcess
 from nybble.engines.llamacpp.ffi import engine_identity
@@ -49,6 +49,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End what was started."""
+
+
+@runtime_checkable
+class Parts(Backend, Protocol):
+    """An engine that can give every layer a setting of its own."""
+
+    layers: list[dict[str, int]]  # index, heads, k_dim, v_dim of every layer that owns keys
+
+    def start(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
+        """The child, which stays the engine's."""
 
 
 class LlamaCpp:

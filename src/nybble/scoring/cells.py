@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nybble.formats import KVSetting, unique
-from nybble.results.records import METRICS_VERSION
+from nybble.formats import KVSetting, make, unique
+from nybble.formats.around import At
+from nybble.results.records import METRICS_VERSION, Part
 from nybble.results.store import content_key
 from nybble.scoring.backend import Backend
 from nybble.scoring.chunks import Chunk
@@ -33,11 +34,40 @@ class Series:
     lane: LaneSpec
     reference: str
     role: str
+    part: Part | None = None
 
     @property
     def reference_lane(self) -> LaneSpec:
         """The f16/f16 lane of the reference model."""
         return LaneSpec(self.reference, REFERENCE)
+
+
+def part_series(
+    setting: KVSetting, layers: Sequence[dict[str, int]], by: str, label: str = "a"
+) -> list[Series]:
+    """One series for every layer (or KV head) and side of a setting, all else in f16.
+
+    Args:
+        setting: a quantized setting.
+        layers: index and KV heads of every layer that owns keys.
+        by: "layer" or "head".
+        label: the model.
+    """
+    found = []
+    for layer in layers:
+        for head in range(layer["heads"]) if by == "head" else (None,):
+            for side, k, v in (("K", setting.k, "f16"), ("V", "f16", setting.v)):
+                if (setting.k if side == "K" else setting.v) == "f16":
+                    continue
+                at = At((layer["index"],), k, v, head)
+                alone = replace(setting.around, at=(at,))
+                found.append(
+                    Series(
+                        LaneSpec(label, make("f16", "f16", setting.rotation, alone)), label,
+                        "part", Part(str(setting), layer["index"], side, head),
+                    )
+                )  # fmt: skip
+    return found
 
 
 def wanted_series(request: MeasureRequest) -> list[Series]:

@@ -69,6 +69,7 @@ class Collector:
             cache_bytes=size.total[context],
             cache_bytes_at={str(c): b for c, b in sorted(size.total.items())},
             simulated=self._runner.simulated,
+            part=series.part,
         )  # fmt: skip
         scored = []
         for chunk in chunks:

@@ -19,8 +19,9 @@ from nybble.models.summary import summarise
 from nybble.results.records import Measurement, Row, to_json
 from nybble.results.store import RunStore, check_folder, content_key, write_text
 from nybble.scoring import prepare as prep
-from nybble.scoring.backend import Backend, LlamaCpp
-from nybble.scoring.cells import Series, first_scored, lanes_of, wanted_series
+from nybble.scoring.backend import Backend, LlamaCpp, Parts
+from nybble.scoring.budget import with_budget
+from nybble.scoring.cells import Series, first_scored, lanes_of, part_series, wanted_series
 from nybble.scoring.collect import Collector
 from nybble.scoring.request import REFERENCE, MeasureRequest, Progress, Silent
 from nybble.scoring.run import CellRunner
@@ -96,10 +97,17 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
         models = [
             backend.prepare(label, path, progress) for label, path in zip("ab", paths, strict=False)
         ]
-        series = wanted_series(request)
-        sizes = _sizes(backend, models, series, request, progress)
         text = gather(models[0], named, request, progress, backend)
-        with RunStore(request.out or _default_folder(backend, models, request)) as store:
+        if isinstance(backend, Parts):
+            backend.start(models, progress)
+            if request.budget is not None:
+                request = with_budget(request, backend, models, text, progress)
+        series = wanted_series(request)
+        if request.by and isinstance(backend, Parts):
+            quantized = [s for s in request.settings if s.quantized and not s.around.at]
+            series += [p for s in quantized for p in part_series(s, backend.layers, request.by)]
+        sizes = _sizes(backend, models, series, request, progress)
+        with RunStore(request.out or default_folder(backend, models, request)) as store:
             threads = request.threads or usable_cpus()
             runner = CellRunner(models, request, store, progress, threads, backend)
             try:
@@ -129,6 +137,7 @@ def choose_backend(request: MeasureRequest, paths: Sequence[Path]) -> Backend:
     ggufs = not any(path.is_dir() or _is_hub_id(path) for path in paths)
     if wanted == "auto":
         own = ggufs and all(s.llamacpp for s in request.settings)
+        own = own and request.by is None and request.budget is None
         wanted = "llama.cpp" if own else "transformers"
     if wanted == "transformers":
         from nybble.scoring.torch_backend import Transformers  # needs an optional extra
@@ -160,7 +169,7 @@ def _sizes(
     return backend.sizes(models, settings, [*request.contexts, *request.memory_at], progress)
 
 
-def _default_folder(
+def default_folder(
     backend: Backend, models: Sequence[prep.PreparedModel], request: MeasureRequest
 ) -> Path:
     """One folder per model, weights, text and protocol; settings and documents add to it."""

@@ -22,6 +22,7 @@ WEIGHTS = ("f16", "f32", "as-shipped")
 FRAMINGS = ("auto", "template", "raw")
 VIAS = ("prefill", "decode")
 ENGINES = ("auto", "llama.cpp", "transformers")
+BYS = ("layer", "head")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -42,6 +43,8 @@ class MeasureRequest:
         via: "prefill" (blocks) or "decode" (token by token).
         weights: score on an "f16" or "f32" copy of quantized weights, or "as-shipped".
         framing: "template", "raw", or "auto": the template if the model has one.
+        by: also measure every "layer" or "head" of each setting alone; None for neither.
+        budget: mean bits an element to spread over layers and sides; None for no proposal.
         split_kv: also measure K alone and V alone of every setting.
         memory_at: further contexts to state the cache's bytes for.
         engine: "llama.cpp", "transformers", or "auto": llama.cpp for what it can do itself.
@@ -68,6 +71,8 @@ class MeasureRequest:
     via: str = "prefill"
     weights: str = "f16"
     framing: str = "auto"
+    by: str | None = None
+    budget: float | None = None
     split_kv: bool = False
     memory_at: tuple[int, ...] = ()
     engine: str = "auto"
@@ -91,6 +96,18 @@ class MeasureRequest:
         _choice("--weights", self.weights, WEIGHTS)
         _choice("--framing", self.framing, FRAMINGS)
         _choice("--engine", self.engine, ENGINES)
+        if self.by is not None:
+            _choice("--by", self.by, BYS)
+        if self.budget is not None and not 0 < self.budget <= 16:
+            raise NybbleError(
+                "--budget is in bits an element", seen=self.budget, allowed="more than 0, up to 16"
+            )
+        if self.engine == "llama.cpp" and (self.by or self.budget):
+            raise NybbleError(
+                "llama.cpp stores every layer alike, so it cannot measure one alone",
+                seen="--by or --budget with --engine llama.cpp",
+                hint="--engine transformers",
+            )
         _choice("--device", self.device, DEVICES)
         if not self.settings:
             raise NybbleError("no KV settings given", hint="--kv q8_0/q4_0")

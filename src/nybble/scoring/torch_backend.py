@@ -56,7 +56,7 @@ class Transformers:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._calibrations: dict[str, str] = {}
         self._info: dict[str, str] = {}
-        self.layers: list[dict[str, Any]] = []
+        self.layers: list[dict[str, int]] = []
 
     def check(self, paths: Sequence[Path]) -> list[str]:
         """Resolve the models; refuse what headers tell."""
@@ -100,7 +100,7 @@ class Transformers:
 
     def start(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         """The child with the models, and their calibrations where a setting needs one."""
-        if self._child is None:
+        if self._child is None or not self._child.alive:
             progress.stage("loading the weights")
             threads = self._request.threads or usable_cpus()
             self._child = self._start(models, threads, progress)
@@ -192,9 +192,10 @@ class Transformers:
         }
 
     def open(self, models: Sequence[PreparedModel], threads: int) -> EngineProcess:
-        """The child that `sizes` started, the first time; a new one after a crash."""
-        child, self._child = self._child, None
-        return child or self._start(models, threads, None)
+        """The child that `start` made; a new one once that is dead."""
+        if self._child is None or not self._child.alive:
+            self._child = self._start(models, threads, None)
+        return self._child
 
     def identity(self, setting: KVSetting, label: str) -> Any:
         """Versions, device, the code of the codecs, and the calibration a setting uses."""
@@ -218,7 +219,7 @@ class Transformers:
         return {"features": "", **self._info}
 
     def close(self) -> None:
-        """End the child if nobody took it."""
+        """End the child."""
         if self._child is not None:
             self._child.close()
             self._child = None

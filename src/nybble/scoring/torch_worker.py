@@ -137,6 +137,32 @@ class TorchWorker(BaseWorker):
         )
         return Frame({"tokens": loaded.calibration.tokens, "text": loaded.calibration.text})
 
+    def do_errors(self, request: Frame) -> Frame:
+        """Squared error of each type, relative to f16's content, by layer and side.
+
+        One text is run as it is; keys and values of every layer go through every type.
+        """
+        h = request.header
+        loaded = self._loaded[h["model"]]
+        model = loaded.model
+        settings = [parse(text) for text in h["settings"]]
+        stores = [self._stores(loaded, s, False) for s in settings]
+        place = {layer.index: i for i, layer in enumerate(model.layers)}
+        found: list[list[list[float]]] = [
+            [[0.0, 0.0] for _ in model.layers] for _ in settings
+        ]  # [setting][layer][K, V]
+
+        def watch(module: Any, _: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+            i = place[model.owner(module)]
+            for s in range(len(settings)):
+                for side, x in enumerate((key[0], value[0])):
+                    error = (stores[s][i][side].roundtrip(x) - x.float()).square().mean()
+                    found[s][i][side] = float(error)
+
+        tokens = np.frombuffer(request.payload, dtype=np.int32)
+        model.watch(tokens.tolist(), watch)
+        return Frame({"errors": found})
+
     def do_lanes(self, request: Frame) -> Frame:
         """Build the codecs of every lane, replacing those there were."""
         h = request.header

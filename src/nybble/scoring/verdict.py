@@ -127,7 +127,13 @@ def _reason(metric: str, value: Estimate, limit: Limit) -> str:
 
 
 def smaller(a: KVSetting, b: KVSetting) -> bool:
-    """Whether a stores at most b's bits on both sides and fewer on one, same rotation."""
+    """Whether a stores at most b's bits on both sides and fewer on one, same rotation.
+
+    Only llama.cpp's plain types are ordered by their bits; that a better codec needs fewer is
+    the point of the others.
+    """
+    if not (a.llamacpp and b.llamacpp):
+        return False
     ka, va, kb, vb = a.k_type.bits, a.v_type.bits, b.k_type.bits, b.v_type.bits
     return a.rotation == b.rotation and ka <= kb and va <= vb and (ka, va) != (kb, vb)
 

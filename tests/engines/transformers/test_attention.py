@@ -150,6 +150,20 @@ class TestAsItIs:
             found = model.whole(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
         assert difference(found, model.stock_logits(tokens)) < 1e-4
 
+    @pytest.mark.parametrize("kind", ["gemma2", "gpt-oss", "llama"])
+    def test_padded_rows(self, kind: str) -> None:
+        """Without lanes, rows may have masks of their own."""
+        model = tiny(kind)
+        ids = torch.tensor([text(20), text(20, seed=2)])
+        mask = torch.ones_like(ids)
+        mask[1, :12] = 0  # as many queries see nothing at all
+        with torch.inference_mode():
+            found, right = (
+                m(input_ids=ids, attention_mask=mask) for m in (model.whole, model.stock)
+            )
+        assert difference(found.logits[0], right.logits[0]) < 1e-4
+        assert difference(found.logits[1, 12:], right.logits[1, 12:]) < 1e-4
+
     def test_lanes_must_match_the_batch(self) -> None:
         model = tiny("llama")
         with reading(lanes=model.lanes(None, None)), pytest.raises(ValueError, match="2 lanes"):

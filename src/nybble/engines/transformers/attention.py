@@ -222,14 +222,15 @@ class _Call:
         """Softmax over the keys a query may see; scores [kv_heads, group, n, m]."""
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
+        unseen = torch.finfo(scores.dtype).min  # infinity would be NaN where nothing is seen
         if self.mask is None:
-            scores = scores.masked_fill(columns > positions[:, None], -torch.inf)
+            scores = scores.masked_fill(columns > positions[:, None], unseen)
         else:
             mask = self.mask[row if len(self.mask) > 1 else 0]
             start = int(positions[0]) - (scores.shape[-1] - mask.shape[-2])
             mask = mask[:, start : start + scores.shape[2], : scores.shape[-1]]
             if mask.dtype == torch.bool:
-                scores = scores.masked_fill(~mask, -torch.inf)
+                scores = scores.masked_fill(~mask, unseen)
             else:
                 scores = scores + mask
         if self.sinks is not None:
