@@ -11,8 +11,10 @@ from pathlib import Path
 
 import click
 
+from nybble.cli.formats import HELP
 from nybble.cli.main import cli
-from nybble.formats import KV_TYPES
+from nybble.formats import ALIASES, KV_TYPES
+from nybble.formats.reads import Reads
 from nybble.scoring.corpora import CATEGORIES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,18 +30,32 @@ def pages() -> dict[str, str]:
     lines = [
         "# KV types",
         "",
-        "| KV type | bits an element | layout | engines |",
-        "|---|--:|---|---|",
+        "Bits are at a head size of 128, scales included. `llama.cpp` types run in llama.cpp itself;",
+        "every type can be simulated with `--engine transformers`. Reads: which keys a query still",
+        "sees unquantized (method.md).",
+        "",
+        "| KV type | bits | sides | layout | reads | engines | source |",
+        "|---|--:|---|---|---|---|---|",
     ]
     lines += [
-        f"| {t.name} | {t.bits:g} | {t.layout} | {', '.join(t.engines)} |"
+        f"| {t.name} | {t.bits:g} | {t.sides} | {t.layout} | {_reads(t.reads)} | "
+        f"{', '.join(t.engines) or '-'} | {t.source} |"
         for t in KV_TYPES.values()
     ]
+    lines += ["", "## Short names", ""]
+    lines += [f"- `{name}` is `{meaning}`" for name, meaning in ALIASES.items()]
+    lines += ["", "## Settings", "", "```", HELP.strip(), "```"]
     found["formats.md"] = "\n".join(lines) + "\n"
     lines = ["# Corpora", "", "| category | what | source | licence |", "|---|---|---|---|"]
     lines += [f"| {c.name} | {c.title} | {c.source} | {c.licence} |" for c in CATEGORIES.values()]
     found["corpora.md"] = "\n".join(lines) + "\n"
     return found
+
+
+def _reads(reads: Reads) -> str:
+    return {"all": "stored", "chunk": "current chunk raw"}.get(
+        reads.rule, f"last {reads.tokens} raw"
+    )
 
 
 def main() -> None:

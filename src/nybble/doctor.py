@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
 
 from nybble.engines.child import EngineProcess
+from nybble.engines.transformers.packages import GGUF_PACKAGES, PACKAGES, need
 from nybble.environment import cache_dir, hardware, versions
 from nybble.errors import NybbleError
 from nybble.scoring.prepare import WORKER
@@ -35,7 +37,7 @@ def examine() -> list[Finding]:
         Finding("machine", "ok", f"{machine['cpu']}, {machine['cores']} cores, "
                 f"{machine['memory_gib']} GiB, {machine['system']}")
     )  # fmt: skip
-    found += [_engine(), _demo_model(), _chromium(), _cache()]
+    found += [_engine(), _transformers(), _demo_model(), _chromium(), _cache()]
     return found
 
 
@@ -50,6 +52,18 @@ def _engine() -> Finding:
         child.close()
     detail = f"{info['llama.cpp']}; {info['features']}"
     return Finding("llama.cpp engine", "ok", detail)
+
+
+def _transformers() -> Finding:
+    """Versions without importing: torch takes seconds."""
+    try:
+        need((*PACKAGES, *GGUF_PACKAGES))
+    except NybbleError as error:
+        return Finding("transformers engine", "missing",
+                       f"simulates every KV type; {error.seen}", error.hint)  # fmt: skip
+    names = ("transformers", "torch", "tokenizers")
+    found = (f"{name} {importlib.metadata.version(name)}" for name in names)
+    return Finding("transformers engine", "ok", ", ".join(found))
 
 
 def _demo_model() -> Finding:

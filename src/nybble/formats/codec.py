@@ -97,12 +97,15 @@ class Codec:
     def bytes_stored(self, n: int, head_dim: int) -> int:
         """Bytes of one head for n tokens, protected ones included."""
         first = min(self.first, n)
-        kept, reads = first, self.reads
+        kept, coded, reads = first, n - first, self.reads
         if reads.rule == "recent":
-            kept += min(reads.tokens, n - first)
+            kept += min(reads.tokens, coded)
+            coded = n - kept
         elif reads.rule == "residual":
-            kept += (n - first) % reads.tokens
-        size = self.kind.bytes_stored(n - kept, head_dim) + kept * 2 * head_dim
+            # The buffer that tokens wait in is there whether it is full or not.
+            kept += min(reads.tokens, coded)
+            coded -= coded % reads.tokens
+        size = self.kind.bytes_stored(coded, head_dim) + kept * 2 * head_dim
         return size
 
 

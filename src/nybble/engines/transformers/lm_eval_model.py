@@ -157,14 +157,14 @@ class NybbleLM(HFLM):  # type: ignore[misc]
         """
         rows, width = context.shape
         mask = torch.ones_like(context) if attention_mask is None else attention_mask
-        lengths = [width] * rows
+        lengths = mask.sum(1).clamp(min=1).tolist()
         made: dict[int, torch.Tensor] = {}
         for length in sorted(set(lengths)):
             some = [i for i in range(rows) if lengths[i] == length]
             prompt = context[some, width - length :]
             out = super()._model_generate(
                 context=prompt, max_length=max_length - width + length, stop=stop,
-                attention_mask=mask, past_key_values=self._whole_cache(),
+                attention_mask=torch.ones_like(prompt), past_key_values=self._whole_cache(),
                 **options,
             )  # fmt: skip
             made |= {i: row[length:] for i, row in zip(some, out, strict=True)}

@@ -14,7 +14,7 @@ from nybble.errors import MissingExtraError
 
 INSTALL = 'pip install -c constraints.txt -e ".[transformers]"'
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
-_GGUF_PACKAGES = ("gguf", "accelerate")  # transformers' GGUF reader; it tests for both by name
+GGUF_PACKAGES = ("gguf", "accelerate")  # transformers' GGUF reader; it tests for both by name
 
 
 def transformers() -> Any:
@@ -39,7 +39,7 @@ def transformers() -> Any:
     return module
 
 
-def need(names: tuple[str, ...] = _GGUF_PACKAGES) -> None:
+def need(names: tuple[str, ...] = GGUF_PACKAGES) -> None:
     """Refuse to go on without packages; by default those that reading a GGUF takes.
 
     Raises:
