@@ -12,6 +12,7 @@ import pytest
 from nybble import Measurement, MeasureRequest, measure, parse_setting
 from nybble.models.demo import demo_model
 from nybble.results.records import Row
+from nybble.scoring.calibrate import calibrate
 from nybble.scoring.compare import ROW
 from nybble.scoring.prepare import prepare
 from nybble.scoring.request import Silent
@@ -138,3 +139,52 @@ def test_instruct_model_reads_its_own_template(smollm2: Path, tmp_path: Path) ->
     raw = measure(_request(smollm2, tmp_path / "r", "q8_0/q8_0", framing="raw", **options))
     assert raw.measurement.models[0].framing.startswith("raw text")
     assert raw.measurement.protocol["text_sha256"] != m.protocol["text_sha256"]
+
+
+AGREE = ("q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
+
+
+@pytest.mark.parametrize("which", ["gemma", "smollm2"])
+def test_simulated_caches_agree_with_llama_cpp(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Same ids, same weights, rotation on and off: one mean KLD from two engines.
+
+    Errors of 4 bits are chaotic, so engines agree in the mean and not token by token.
+    """
+    model: Path = request.getfixturevalue(which)
+    kv = ",".join(f"{s}{off}" for s in AGREE for off in ("", "-norot"))
+    options = {"categories": ("prose", "code"), "documents": 3, "contexts": (640,),
+               "weights": "f32", "framing": "raw"}  # fmt: skip
+    own, simulated = (
+        measure(_request(model, tmp_path / engine, kv, engine=engine, **options)).measurement
+        for engine in ("llama.cpp", "transformers")
+    )
+    assert own.protocol["text_sha256"] == simulated.protocol["text_sha256"]
+    for setting in kv.split(","):
+        a, b = _row(own, setting), _row(simulated, setting)
+        assert b.simulated and not a.simulated
+        assert (a.rotation_k, a.rotation_v) == (b.rotation_k, b.rotation_v)
+        x, y = a.metrics["mean_kld"], b.metrics["mean_kld"]
+        assert x.low and x.high and y.low and y.high
+        assert y.low <= x.high and x.low <= y.high, f"{setting}: {x} and {y} are apart"
+        assert 0.6 < y.value / x.value < 1.6, setting
+
+
+@pytest.mark.parametrize(("which", "gain"), [("gemma", 6), ("smollm2", 3)])
+def test_nyb4_costs_a_fraction_of_q4_0(
+    which: str, gain: float, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """At no more bits, on text that its calibration has not seen."""
+    model: Path = request.getfixturevalue(which)
+    calibration = tmp_path / "calibration.safetensors"
+    calibrate(model, out=calibration)
+    m = measure(
+        _request(model, tmp_path / "run", "q4_0,exl3_4,nyb4", engine="transformers",
+                 categories=("prose", "code", "scripts"), documents=1, memory_at=(4096,),
+                 calibration=calibration)
+    ).measurement  # fmt: skip
+    mine, q4_0, exl3 = (_row(m, s) for s in ("nyb4/nyb4", "q4_0/q4_0", "exl3_4/exl3_4"))
+    assert mine.cache_bytes_at["4096"] < q4_0.cache_bytes_at["4096"]  # 4.5 bits
+    assert _kld(mine) * gain < _kld(q4_0)
+    assert _kld(mine) * gain / 2 < _kld(exl3)

@@ -35,8 +35,10 @@ class Backend(Protocol):
     ) -> Sizes:  # fmt: skip
         """Bytes of every setting at every context, by model label and setting."""
 
-    def open(self, models: Sequence[PreparedModel], threads: int) -> EngineProcess:
-        """A child with the models loaded, which now belongs to the caller."""
+    def open(
+        self, models: Sequence[PreparedModel], threads: int, progress: Progress
+    ) -> EngineProcess:
+        """A child with the models loaded; the caller may close it."""
 
     def identity(self, setting: KVSetting, label: str) -> Any:
         """Everything about the engine that decides the numbers of a setting."""
@@ -117,8 +119,11 @@ class LlamaCpp:
             found.update({(model.label, setting): size for setting, size in sizes.items()})
         return found
 
-    def open(self, models: Sequence[PreparedModel], threads: int) -> EngineProcess:
+    def open(
+        self, models: Sequence[PreparedModel], threads: int, progress: Progress
+    ) -> EngineProcess:
         """Weights of all models, loaded once."""
+        progress.stage("loading the weights")
         child = EngineProcess(WORKER, timeout=self._request.timeout)
         paths = [str(m.scored_file) for m in models]
         return opened(child, {"op": "open", "paths": paths, "threads": threads})

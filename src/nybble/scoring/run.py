@@ -173,8 +173,7 @@ class CellRunner:
             self.outcome.applied[lane] = applied
 
     def _open(self) -> EngineProcess:
-        self._progress.stage("loading the weights")
-        return self._backend.open(self._models, self._threads)
+        return self._backend.open(self._models, self._threads, self._progress)
 
     def _score(self, series: Sequence[Series], chunk: Chunk, one_by_one: bool) -> None:
         assert self._child is not None

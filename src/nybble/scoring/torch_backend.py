@@ -102,13 +102,10 @@ class Transformers:
         """The child with the models, and their calibrations where a setting needs one."""
         if self._child is None or not self._child.alive:
             progress.stage("loading the weights")
-            threads = self._request.threads or usable_cpus()
-            self._child = self._start(models, threads, progress)
+            self._child = self._start(models, progress)
         return self._child
 
-    def _start(
-        self, models: Sequence[PreparedModel], threads: int, progress: Progress | None
-    ) -> EngineProcess:
+    def _start(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         child = EngineProcess(TORCH_WORKER, timeout=self._request.timeout)
         try:
             reply = child.request(
@@ -118,7 +115,7 @@ class Transformers:
                     "fingerprints": [m.sha256 for m in models],
                     "cache": str(cache_dir()),
                     "device": self._request.device,
-                    "threads": threads,
+                    "threads": self._request.threads or usable_cpus(),
                 }
             )
             self._info, self.layers = reply.header["info"], reply.header["layers"]
@@ -131,7 +128,7 @@ class Transformers:
         return child
 
     def _calibrate(
-        self, child: EngineProcess, index: int, model: PreparedModel, progress: Progress | None
+        self, child: EngineProcess, index: int, model: PreparedModel, progress: Progress
     ) -> None:
         path = self._request.calibration or prep.calibration_path(model, cache_dir())
         if not path.is_file():
@@ -150,22 +147,20 @@ class Transformers:
         model: PreparedModel,
         target: Path,
         text: Sequence[Path] | None,
-        progress: Progress | None,
+        progress: Progress,
     ) -> int:
         """Take statistics on the built-in text, or on files, and write them to `target`.
 
         Returns:
             Tokens read.
         """
-        if progress:
-            progress.stage(f"calibrating on reserved text, into {target.name}")
+        progress.stage(f"calibrating, into {target.name}")
         tokens = calibration_chunks(self, model, self._request, text)
         reply = child.request(
             {"op": "calibrate", "model": index, "target": str(target), "context": tokens.shape[1]},
             np.ascontiguousarray(tokens, dtype=np.int32).tobytes(),
         )
-        if progress:
-            progress.note(f"calibrated on {reply.header['tokens']:,} tokens: {target}")
+        progress.note(f"calibrated on {reply.header['tokens']:,} tokens: {target}")
         return int(reply.header["tokens"])
 
     def sizes(
@@ -191,11 +186,11 @@ class Transformers:
             for s in settings
         }
 
-    def open(self, models: Sequence[PreparedModel], threads: int) -> EngineProcess:
+    def open(
+        self, models: Sequence[PreparedModel], threads: int, progress: Progress
+    ) -> EngineProcess:
         """The child that `start` made; a new one once that is dead."""
-        if self._child is None or not self._child.alive:
-            self._child = self._start(models, threads, None)
-        return self._child
+        return self.start(models, progress)
 
     def identity(self, setting: KVSetting, label: str) -> Any:
         """Versions, device, the code of the codecs, and the calibration a setting uses."""
