@@ -112,7 +112,7 @@ def split_layers(text: str) -> tuple[int, ...]:
     """
     found: list[int] = []
     for part in text.split("."):
-        match = re.fullmatch(r"(-?\d{1,4})(?:-(-?\d{1,4}))?", part)
+        match = re.fullmatch(r"(-?[0-9]{1,4})(?:-(-?[0-9]{1,4}))?", part)
         if match is None:
             raise ValueError(part)
         low = int(match[1])
@@ -125,6 +125,8 @@ def split_layers(text: str) -> tuple[int, ...]:
 
 
 def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,7}", text):
+        raise ValueError(text)
     value = int(text)
     if not 1 <= value <= 1 << 20:
         raise ValueError(text)

@@ -18,7 +18,7 @@ from nybble.formats.reads import Reads
 from nybble.formats.registry import kv_type
 from nybble.formats.rotation import rotate, unrotate, width
 from nybble.formats.search import Searched
-from nybble.formats.setting import KVSetting
+from nybble.formats.setting import KVSetting, check_head_size
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def layer_stores(
         NybbleError: a type that does not fit, a layer or head the model does not have, or no
             calibration where one is needed.
     """
+    _check_layers(setting, layer)
     types = setting.at_layer(layer.index, layer.count)
     heads = [head for head, _, _ in types if head is not None and head >= layer.heads]
     if heads:
@@ -202,6 +203,17 @@ def layer_stores(
             )
             codecs.append((head, codec))
     return SideStore(tuple(found[0])), SideStore(tuple(found[1]))
+
+
+def _check_layers(setting: KVSetting, layer: Layer) -> None:
+    check_head_size(setting, [layer.k_dim], [layer.v_dim])
+    named = [*setting.around.skip, *(n for at in setting.around.at for n in at.layers)]
+    outside = [n for n in named if not -layer.count <= n < layer.count]
+    if outside:
+        raise NybbleError(
+            "the model has no such layer", seen=f"layer {outside[0]} in {setting}",
+            allowed=f"0 to {layer.count - 1}, or -1 for the last",
+        )  # fmt: skip
 
 
 def _codec(

@@ -2,7 +2,7 @@
 
 The decoder stays as it is: a block is clipped at several shares of its largest magnitude before
 it is stored, and the bytes that read back closest are kept. Clipping a few outliers buys finer
-steps for all others (reference: methods.md A4; -21 to -26 % squared error at 4 bits).
+steps for all others: on Gaussians 8 % less squared error for q4_0, 14 % for nvfp4.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Searched(KVType):
         Raises:
             NybbleError: the type has no blocks of its own within a head.
         """
-        if kind.block < 2 or kind.tokens != 1:
+        if kind.block < 2 or kind.tokens != 1 or kind.calibrated:
             raise NybbleError(
                 "a searched block scale needs a type with blocks of channels", seen=kind.name,
                 allowed="q4_0, q8_0, mlx_4, nvfp4 and others with a block (nybble formats)",

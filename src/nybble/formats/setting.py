@@ -6,7 +6,7 @@ Written `q8_0/q4_0`, `q4_0/q4_0-norot`, `q4_0/q4_0+first4+recent128`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nybble.errors import NybbleError
 from nybble.formats.around import PLAIN, Around, parse_around
@@ -77,9 +77,11 @@ class KVSetting:
 
     def halves(self) -> tuple[KVSetting, KVSetting]:
         """K alone and V alone: the other side left in f16."""
+        k_at = tuple(replace(at, v="f16") for at in self.around.at)
+        v_at = tuple(replace(at, k="f16") for at in self.around.at)
         return (
-            make(self.k, "f16", self.rotation, self.around),
-            make("f16", self.v, self.rotation, self.around),
+            make(self.k, "f16", self.rotation, replace(self.around, at=k_at)),
+            make("f16", self.v, self.rotation, replace(self.around, at=v_at)),
         )
 
     def at_layer(self, layer: int, n_layers: int) -> list[tuple[int | None, str, str]]:
@@ -95,7 +97,8 @@ def make(k: str, v: str, rotation: bool = True, around: Around = PLAIN) -> KVSet
     """Build a setting; rotation is dropped to its default where nothing is rotated.
 
     Raises:
-        NybbleError: an unknown type, or one that is made for the other side.
+        NybbleError: an unknown type, one that is made for the other side, or windows that
+            contradict each other or the type.
     """
     pairs = [(k, v), *((a.k, a.v) for a in around.at)]
     types = [(kv_type(a), kv_type(b)) for a, b in pairs]
@@ -105,12 +108,30 @@ def make(k: str, v: str, rotation: bool = True, around: Around = PLAIN) -> KVSet
                 other = [t.name for t in KV_TYPES.values() if t.sides == side]
                 raise NybbleError(
                     f"{kind.name} is made for {kind.sides} and cannot store {side}",
-                    seen=f"{k}/{v}",
+                    seen="/".join(t.name for t in sides),
                     allowed=f"a type for {side}, for example {', '.join(['q4_0', *other])}",
                     hint="nybble formats",
                 )
+    _check_windows(around, [t for pair in types for t in pair])
     switchable = not around.rotate and any(t.rotation == "llama" for pair in types for t in pair)
     return KVSetting(types[0][0].name, types[0][1].name, rotation or not switchable, around)
+
+
+def _check_windows(around: Around, types: list[KVType]) -> None:
+    if around.recent and around.chunk:
+        raise NybbleError(
+            "a setting has one window of raw keys",
+            seen=f"+recent{around.recent} and +chunk{around.chunk}",
+            allowed="one of them",
+        )
+    window = around.recent or around.chunk
+    for kind in types:
+        if window and (window % kind.tokens or (around.recent and kind.tokens > 1)):
+            raise NybbleError(
+                f"{kind.name} stores {kind.tokens} tokens together, which this window would cut",
+                seen=f"+recent{around.recent}" if around.recent else f"+chunk{around.chunk}",
+                allowed=f"+chunk of a multiple of {kind.tokens}, or the type's own window",
+            )
 
 
 def parse(text: str) -> KVSetting:
@@ -123,10 +144,10 @@ def parse(text: str) -> KVSetting:
     off = body.endswith(_NOROT)
     body = body.removesuffix(_NOROT)
     around = parse_around(modifiers, text)
+    parts = body.split("/")
     if body in ALIASES:
         base = parse(ALIASES[body])
-        return make(base.k, base.v, not off, base.around.merged(around))
-    parts = body.split("/")
+        parts, around = [base.k, base.v], base.around.merged(around)
     if len(parts) > 2 or not all(parts):
         raise NybbleError(
             "a KV setting is written K/V",
