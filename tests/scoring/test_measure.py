@@ -12,7 +12,7 @@ from tiny_runs import DOCUMENTS, SCORED, SETTINGS, cells, comparable, kld, reque
 from nybble.errors import NybbleError
 from nybble.formats import parse
 from nybble.results.records import from_json
-from nybble.scoring import run
+from nybble.scoring.backend import LlamaCpp
 from nybble.scoring.measure import Result, measure, plan_cells
 
 
@@ -100,7 +100,7 @@ class TestGoingOn:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         before = cells(again)
-        monkeypatch.setattr(run, "WORKER", "no_such_worker")  # nobody may be asked to score
+        monkeypatch.setattr(LlamaCpp, "open", None)  # nobody may be asked to score
         result = measure(request(tiny_model, text, again, memory_at=(4096,)))
         assert cells(again) == before
         assert comparable(result.measurement) == comparable(base.measurement)

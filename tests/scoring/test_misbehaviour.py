@@ -16,7 +16,7 @@ from nybble.engines.child import EngineCrashError
 from nybble.errors import EngineError
 from nybble.formats import parse
 from nybble.results.records import from_json
-from nybble.scoring import run
+from nybble.scoring import backend, run
 from nybble.scoring.measure import Result, measure
 from nybble.scoring.request import MeasureRequest
 
@@ -27,6 +27,7 @@ from nybble.engines.llamacpp import model
 from nybble.errors import EngineError
 from nybble.formats import parse
 from nybble.scoring import worker
+from nybble.scoring.serve import serve
 
 make, score = model.Model.context, model.Context.score
 calls = [0]
@@ -43,7 +44,7 @@ def scored(self, tokens, first):
     return logits
 
 model.Model.context, model.Context.score = context, scored
-worker.main()
+serve(worker.Worker)
 """
 Patch = Callable[..., None]
 
@@ -60,7 +61,7 @@ def misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Patch:
         (folder / f"{name}.py").write_text(source.replace("{score}", score))
         path = f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         monkeypatch.setenv("PYTHONPATH", path)
-        monkeypatch.setattr(run, "WORKER", name)
+        monkeypatch.setattr(backend, "WORKER", name)
 
     return patch
 

@@ -78,7 +78,7 @@ def texts(m: Measurement, gap: str = ", ") -> list[tuple[str, ...]]:
         (
             cell.model,
             *((fmt.count(cell.context),) if several else ()),
-            fmt.clean(cell.setting, 40),
+            fmt.setting(cell.setting),
             fmt.kld_with_interval(cell.own, gap),
             fmt.kld_with_interval(cell.other, gap),
         )

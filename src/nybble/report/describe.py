@@ -51,13 +51,24 @@ class Text(NamedTuple):
     source: str
 
 
-def engine(m: Measurement) -> str:
-    """`llama.cpp b9637 via xllamacpp`, as far as the record says."""
+def engine(m: Measurement, short: bool = False) -> str:
+    """`llama.cpp b9637 via prefill`, `transformers 5.23.0 (simulated caches) via prefill`.
+
+    Args:
+        m: the measurement.
+        short: leave version and `via` out.
+    """
     name = fmt.clean(m.protocol.get("engine", "unknown engine"), 40)
-    version = m.versions.get(name)
-    line = f"{name} {fmt.clean(version, 40)}" if version else name
-    via = m.protocol.get("via")
-    return f"{line} via {fmt.clean(via, 60)}" if via else line
+    version, via = m.versions.get(name), m.protocol.get("via")
+    line = f"{name} {fmt.clean(version, 40)}" if version and not short else name
+    line += " (simulated caches)" if view.simulated(m) else ""
+    return f"{line} via {fmt.clean(via, 60)}" if via and not short else line
+
+
+def headline(m: Measurement) -> str:
+    """`Gemma 3 270m in llama.cpp`."""
+    engines = f" in {engine(m, short=True)}" if "engine" in m.protocol else ""
+    return view.names(m) + engines
 
 
 def texts(m: Measurement) -> list[Text]:
@@ -129,7 +140,7 @@ def how(m: Measurement) -> list[Entry]:
     if lines:
         found.append(Entry("thresholds", "; ".join(lines)))
     known = {"engine", "via", "score_from", "contexts", "documents", "bootstrap_draws", "draws"}
-    known |= {"thresholds", "text", "framing", "min_documents_for_interval"}
+    known |= {"thresholds", "text", "framing", "min_documents_for_interval", "simulated"}
     for key, value in m.protocol.items():
         if key not in known and isinstance(value, (str, int, float)):
             found.append(Entry(fmt.clean(key, 40).replace("_", " "), fmt.clean(value, 120)))

@@ -8,11 +8,14 @@ Markdown, CSV or HTML comes on top, where the text is written.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 
 from nybble.results.records import Estimate
 
 NONE = "–"  # what a cell shows when there is no number
+LONG = 24  # characters of a KV setting that a picture shows, and that a table never breaks
+_MOST = 2000  # characters of a KV setting in a table: any that a user would write, no novel
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -121,6 +124,36 @@ def clean(text: object, limit: int | None = None) -> str:
     if limit is not None and len(line) > limit:
         line = line[: limit - 1].rstrip() + "…"
     return line
+
+
+def setting(text: object) -> str:
+    """A KV setting in full, for tables and tooltips."""
+    return clean(text, _MOST)
+
+
+def label(text: object) -> str:
+    """A KV setting as pictures show it: short, with an ellipsis where it had to be."""
+    return clean(text, LONG)
+
+
+def pieces(text: str, width: int = LONG) -> list[str]:
+    """Cut a KV setting into lines of at most `width`: before a plus sign, else after a slash.
+
+    Joined they are the text again. A part that is longer than a line alone is cut where it must.
+    """
+    found: list[str] = []
+    line = ""
+    for modifier in re.split(r"(?=\+)", text):
+        if len(line) + len(modifier) <= width:
+            line += modifier
+            continue
+        found.append(line)
+        line = modifier
+        while len(line) > width:
+            cut = max(line.rfind(c, 0, width) for c in "/.: ") + 1 or width
+            found.append(line[:cut])
+            line = line[cut:]
+    return [piece for piece in (*found, line) if piece] or [""]
 
 
 def _unprintable(char: str) -> bool:

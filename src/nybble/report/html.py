@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from nybble.report import cells, describe, table, view
+from nybble.report import cells, describe, parts, table, view
 from nybble.report import format as fmt
 from nybble.results.records import Measurement, Row, to_json
 
@@ -40,7 +40,8 @@ GLOSSARY = (
     ),
     describe.Entry("unresolved", "The interval spans a threshold; more documents would narrow it."),
 )
-_LEFT = ("KV type", "group", "tokens", "which", "verdict")
+_LEFT = ("KV type", "group", "tokens", "which", "verdict", "side", "engine", "on the front")
+_FEW_CHIPS = 10
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
@@ -52,7 +53,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Line:
-    setting: str
+    setting: list[str]
     cells: list[_Cell]
     verdict: str
     reference: bool
@@ -72,6 +73,12 @@ class _Chip:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Hurt:
+    said: str
+    chart: dict[str, Any] | None
+
+
 def html_report(m: Measurement) -> str:
     """The report of a measurement as one HTML page."""
     from jinja2 import Environment, StrictUndefined
@@ -81,7 +88,14 @@ def html_report(m: Measurement) -> str:
 
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    charts = [vars(c) | {"svg": Markup(c.svg)} for c in plots.charts(m)]
+
+    def trusted(chart: plots.Chart | None) -> dict[str, Any] | None:
+        return vars(chart) | {"svg": Markup(chart.svg)} if chart else None
+
+    hurts = [
+        _Hurt(parts.sentence(split), trusted(plots.part_chart(split, f"parts{i}")))
+        for i, split in enumerate(parts.splits(m))
+    ]
     values: dict[str, Any] = {
         "title": f"{view.names(m)}: quality of a quantized KV cache",
         "names": view.names(m, 120),
@@ -102,7 +116,10 @@ def html_report(m: Measurement) -> str:
         "own_question": cells.OWN_QUESTION,
         "other_question": cells.OTHER_QUESTION,
         "models": [describe.Entry(x.label, fmt.clean(x.name, 120)) for x in m.models],
-        "charts": charts,
+        "charts": [trusted(c) for c in plots.charts(m)],
+        "hurts": hurts,
+        "hurts_title": parts.TITLE,
+        "pieces": fmt.pieces,
         "left": _LEFT,
         "how": describe.how(m),
         "texts": describe.texts(m),
@@ -144,7 +161,13 @@ def _chips(m: Measurement) -> list[_Chip]:
             else:
                 reason = fmt.clean(row.verdict.reason, 200) if row.verdict else ""
             found.append(_Chip(name, label, reason))
-    return found
+    if len(found) <= _FEW_CHIPS:
+        return found
+    return [
+        _Chip(fmt.plural(len(same), "setting"), label, "; ".join(c.name for c in same))
+        for label in (*view.VERDICTS, "failed")
+        if (same := [c for c in found if c.label == label])
+    ]
 
 
 def _lines(group: view.Group) -> _Lines:
@@ -162,4 +185,5 @@ def _line(row: Row, reference: bool) -> _Line:
         else:
             found.append(_Cell(column.cell(row)))
     error = f"failed: {view.short_error(row, 200)}" if row.status == "failed" else None
-    return _Line(table.short_setting(row), found, table.verdict(row), reference, error)
+    name = fmt.pieces(table.short_setting(row))
+    return _Line(name, found, table.verdict(row), reference, error)

@@ -12,13 +12,16 @@ from pathlib import Path
 
 from nybble.errors import NybbleError
 from nybble.report import view
-from nybble.report.charts import along, canvas, categories, models, quality, sides, svg
+from nybble.report.charts import along, canvas, categories, models, pareto, quality, sides, svg
+from nybble.report.charts import parts as part_charts
 from nybble.report.charts.canvas import Picture, Theme
+from nybble.report.parts import Split
 from nybble.results.records import Measurement
 
 # In the order of the report; a picture that has nothing to show returns None.
 PICTURES: dict[str, Callable[[Measurement, Theme], Picture | None]] = {
     "quality": quality.draw,
+    "pareto": pareto.draw,
     "models": models.draw,
     "sides": sides.draw,
     "along": along.draw,
@@ -56,20 +59,47 @@ def charts(m: Measurement) -> list[Chart]:
     for key, draw in PICTURES.items():
         with canvas.style(f"nybble-{key}"):
             picture = draw(m, canvas.MARKED)
-            if picture is None:
-                continue
-            found.append(
-                Chart(
-                    key=key,
-                    title=picture.title,
-                    svg=svg.inline(picture, f"chart-{key}"),
-                    summary=picture.summary,
-                    caption=picture.caption,
-                    header=picture.header,
-                    rows=picture.rows,
-                )
-            )
+            found += [_chart(key, picture)] if picture else []
     return found
+
+
+def part_chart(split: Split, key: str) -> Chart | None:
+    """One setting layer by layer; None where no part has numbers."""
+    with canvas.style(f"nybble-{key}"):
+        picture = part_charts.draw(split, canvas.MARKED)
+        return _chart(key, picture) if picture else None
+
+
+def pareto_svg(m: Measurement, at: int | None = None) -> str:
+    """Every format on one model, for a README: an SVG that follows the page's light or dark.
+
+    Args:
+        m: the measurement; its first model at the longest context is drawn.
+        at: tokens of context at which stored bits are counted, one of --memory-at; bits of the
+            rows as they are without.
+
+    Raises:
+        NybbleError: nothing to draw, or no bytes were recorded at this context.
+    """
+    with canvas.style("nybble-pareto"):
+        picture = pareto.picture(m, canvas.MARKED, at)
+        if picture is None:
+            raise NybbleError(
+                "nothing to draw: no setting was measured to the end", seen=view.names(m)
+            )
+        return svg.adaptive(picture)
+
+
+def _chart(key: str, picture: Picture) -> Chart:
+    return Chart(
+        key=key,
+        title=picture.title,
+        svg=svg.inline(picture, f"chart-{key}"),
+        summary=picture.summary,
+        caption=picture.caption,
+        header=picture.header,
+        rows=picture.rows,
+    )
 
 
 def save_picture(m: Measurement, path: str | Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nybble.report import cells, describe, view
+from nybble.report import cells, describe, parts, view
 from nybble.report import format as fmt
 from nybble.results.records import Measurement, Row
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE = 100  # terminal columns from which every column is shown
+_NARROWEST, _WIDEST = 14, 40  # characters of the first column in a terminal
 _STYLES = {"safe": "green", "degraded": "yellow", "broken": "red", "unresolved": "cyan"}
 _KLD = ("mean_kld", "interval", "p999_kld")
 
@@ -49,7 +50,7 @@ def _value(row: Row, name: str) -> float | None:
 
 def setting(row: Row) -> str:
     """A row's KV setting, with the role where it is no candidate, starred when simulated."""
-    text = fmt.clean(row.setting, 24)
+    text = fmt.setting(row.setting)
     if row.role == "floor":
         text = f"{text} (noise floor)"
     elif row.role == "identity":
@@ -106,20 +107,23 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
 
     Args:
         m: the measurement.
-        width: columns of the terminal; below 100 bits, bytes/token and p99.9 are left out.
+        width: columns of the terminal; below 100 bits, bytes/token and p99.9 are left out. Long
+            settings go over several lines, so that the numbers have room.
     """
     from rich.table import Table
     from rich.text import Text
 
     shown = [c for c in COLUMNS if width >= WIDE or not c.wide]
     groups, spans = view.groups(m), view.has_intervals(m)
-    rows = [r for g in groups for r in (*g.candidates, *g.references)]
-    first = max([len(_terminal(r)["setting"]) for r in rows] + [14])
+    rows = [_terminal(r) for g in groups for r in (*g.candidates, *g.references)]
+    room = width - sum(_column(c, rows) + 1 for c in shown[1:])
+    room -= spans * (max(map(len, ("[low,", *(t["interval"] for t in rows)))) + 1)
+    first = min(max(_NARROWEST, room - 1), _WIDEST)
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        title=Text(view.names(m), style="bold"),
+        title=Text(describe.headline(m), style="bold"),
         title_justify="left",
         caption=Text("\n".join(_footnotes(m)), style="dim"),
         caption_justify="left",
@@ -131,7 +135,6 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
             justify="right" if column.right else "left",
             no_wrap=column.key != "setting",
             overflow="fold",
-            max_width=first if column.key == "setting" else None,
         )
         if column.key == "mean_kld" and spans:  # a column of its own, so that the values line up
             table.add_column(Text("[low,\nhigh]"), no_wrap=True)
@@ -142,6 +145,7 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
             table.add_row(Text(group.title, style="bold"))
         for row in (*group.candidates, *group.references):
             texts = _terminal(row)
+            texts["setting"] = "\n".join(fmt.pieces(texts["setting"], first))
             found = [
                 Text(texts[key], style=_style(row) if key == "verdict" else "")
                 for c in shown
@@ -159,6 +163,7 @@ def rich_cells(m: Measurement) -> Table | None:
     rows = cells.texts(m, gap=",")
     if not rows:
         return None
+    kind = cells.header(m).index("KV type")
     names = [f"{x.label}: {fmt.clean(x.name, 60)}" for x in m.models]
     questions = [f"Own: {cells.OWN_QUESTION}", f"Other's: {cells.OTHER_QUESTION}"]
     table = Table(
@@ -176,37 +181,38 @@ def rich_cells(m: Measurement) -> Table | None:
             title.removeprefix("mean KLD "), justify="right" if last else "left", overflow="fold"
         )
     for texts in rows:
-        table.add_row(*(Text(t) for t in texts))
+        shown = ("\n".join(fmt.pieces(t)) if i == kind else t for i, t in enumerate(texts))
+        table.add_row(*map(Text, shown))
     return table
 
 
 def markdown(m: Measurement) -> str:
     """The tables as Markdown, with what a reader of an issue needs to judge them."""
     lines = [
-        f"**{_md(view.names(m))}** · {_md(describe.engine(m))} · "
+        f"**{_md(view.names(m))}** · in {_md(describe.engine(m))} · "
         f"{_md(describe.text_line(m))} · {_md(describe.scale(m))}",
         "",
     ]
     titles = [c.title for c in COLUMNS]
     if not view.has_intervals(m):
         titles = [t.removesuffix(" [low, high]") for t in titles]
+    left = [i for i, c in enumerate(COLUMNS) if not c.right]
     for group in view.groups(m):
-        if group.title:
-            lines += [f"**{_md(group.title)}**", ""]
-        lines.append("| " + " | ".join(titles) + " |")
-        lines.append("|" + "|".join("--:" if c.right else ":--" for c in COLUMNS) + "|")
-        for row in (*group.candidates, *group.references):
-            texts = [_md(c.cell(row)) for c in COLUMNS]
-            lines.append("| " + " | ".join(texts) + " |")
-        lines.append("")
+        rows = [[c.cell(r) for c in COLUMNS] for r in (*group.candidates, *group.references)]
+        if rows:
+            lines += [f"**{_md(group.title)}**", ""] if group.title else []
+            lines += _md_table(titles, rows, left)
     two = cells.texts(m)
     if two:
         head = cells.header(m)
-        lines.append("| " + " | ".join(head) + " |")
-        lines.append("|" + "|".join([":--"] * (len(head) - 2) + ["--:"] * 2) + "|")
-        lines += ["| " + " | ".join(map(_md, texts)) + " |" for texts in two]
-        lines += ["", f"Own: {cells.OWN_QUESTION} Other's: {cells.OTHER_QUESTION}", ""]
+        lines += _md_table(head, two, range(len(head) - 2))
+        lines += [f"Own: {cells.OWN_QUESTION} Other's: {cells.OTHER_QUESTION}", ""]
     lines += [f"- {_md(note)}" for note in _footnotes(m, escape=False)]
+    for split in parts.splits(m):
+        lines += ["", f"**{parts.TITLE}: {_md(split.name)}**", "", _md(parts.sentence(split))]
+        lines += [parts.EXPLAINED, ""]
+        head = parts.header(split)
+        lines += _md_table(head, parts.texts(split), [head.index("side")])[:-1]
     command = fmt.clean(m.command)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return "\n".join([*lines, "", fence, command, fence, ""])
@@ -220,7 +226,8 @@ def csv_text(m: Measurement) -> str:
         "role model reference setting context k_type v_type rotation_k rotation_v bits "
         "bytes_per_token cache_bytes n_documents n_tokens n_nonfinite simulated status"
     ).split()
-    head = ["model_name", *plain, "verdict", "reason", "error"]
+    places = ("of", "layer", "side", "head")
+    head = ["model_name", *plain, "verdict", "reason", "error", "part_of", *places[1:]]
     head += [n + end for n in metrics for end in ("", "_low", "_high")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -230,11 +237,26 @@ def csv_text(m: Measurement) -> str:
         line += [_safe(getattr(row, name)) for name in plain]
         line += [_safe(row.verdict.label), _safe(row.verdict.reason)] if row.verdict else ["", ""]
         line.append(_safe(row.error or ""))
+        line += [_safe(getattr(row.part, name)) if row.part else "" for name in places]
         for name in metrics:
             found = row.metrics.get(name)
             line += [found.value, found.low, found.high] if found else ["", "", ""]
         writer.writerow(line)
     return out.getvalue()
+
+
+def _column(column: Column, rows: list[dict[str, str]]) -> int:
+    """Width of a column in the terminal."""
+    return max(map(len, (*column.short.split("\n"), *(t[column.key] for t in rows))))
+
+
+def _md_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]
+) -> list[str]:
+    """Lines of a Markdown table, numbers to the right, and an empty one."""
+    rule = (":--" if i in left else "--:" for i in range(len(header)))
+    found = ["| " + " | ".join(header) + " |", "|" + "|".join(rule) + "|"]
+    return [*found, *("| " + " | ".join(map(_md, row)) + " |" for row in rows), ""]
 
 
 def _terminal(row: Row) -> dict[str, str]:
@@ -257,7 +279,7 @@ def _footnotes(m: Measurement, escape: bool = True) -> list[str]:
     found = list(view.notes(m))
     for row, error in view.failures(m):
         where = f" at {fmt.count(row.context)}" if len({r.context for r in m.rows}) > 1 else ""
-        found.append(f"{fmt.clean(row.setting, 40)}{where} failed: {error}")
+        found.append(f"{fmt.setting(row.setting)}{where} failed: {error}")
     if not escape and len(m.models) > 1:
         found += [f"model {x.label}: {fmt.clean(x.name, 100)}" for x in m.models]
     return found

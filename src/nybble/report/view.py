@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nybble.report import format as fmt
 from nybble.results.records import Estimate, Measurement, Row, Slice
 
 FEW_DOCUMENTS = 5  # below this many there is no interval; scoring decides, the report explains
+MANY = 10  # with more settings than this, pictures name the Pareto front and dim the rest
 VERDICTS = ("safe", "degraded", "broken", "unresolved")
 
 
@@ -50,16 +51,21 @@ class Limits:
     broken: float
 
 
+def own(m: Measurement, model: str, context: int) -> list[Row]:
+    """The rows of one model at one context that are compared with its own 16-bit cache."""
+    return [r for r in m.rows if (r.model, r.reference, r.context) == (model, model, context)]
+
+
 def groups(m: Measurement) -> list[Group]:
     """Rows by model and context, in the order of the models, then from short to long."""
-    own = [r for r in m.rows if r.model == r.reference]
-    labels = list(dict.fromkeys([x.label for x in m.models] + [r.model for r in own]))
-    contexts = sorted({r.context for r in own})
+    known = [r for r in m.rows if r.model == r.reference]
+    labels = list(dict.fromkeys([x.label for x in m.models] + [r.model for r in known]))
+    contexts = sorted({r.context for r in known})
     pairs = [(a, c) for a in labels for c in contexts]
-    pairs = [p for p in pairs if any((r.model, r.context) == p for r in own)]
+    pairs = [p for p in pairs if any((r.model, r.context) == p for r in known)]
     found = []
     for label, context in pairs:
-        rows = [r for r in own if (r.model, r.context) == (label, context)]
+        rows = own(m, label, context)
         parts = [f"model {label}"] if len({p[0] for p in pairs}) > 1 else []
         parts += [f"context {fmt.count(context)}"] if len(contexts) > 1 else []
         found.append(
@@ -75,9 +81,11 @@ def groups(m: Measurement) -> list[Group]:
 
 
 def colours(m: Measurement) -> dict[str, int]:
-    """A number for each setting, the same in every picture."""
+    """A number for each setting, the same in every picture; named ones come first."""
     rows = [r for g in groups(m) for r in g.done]
-    return {s: i for i, s in enumerate(dict.fromkeys(r.setting for r in sorted(rows, key=_order)))}
+    first = {s for g in groups(m) for s in named(g)}
+    rows.sort(key=lambda r: (r.setting not in first, *_order(r)))
+    return {s: i for i, s in enumerate(dict.fromkeys(r.setting for r in rows))}
 
 
 def limits(m: Measurement, metric: str) -> Limits | None:
@@ -132,6 +140,24 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
+def named(group: Group, x: Callable[[Row], float] = lambda row: row.bits) -> set[str]:
+    """The settings that pictures name: all of a few, the Pareto front of many.
+
+    Args:
+        group: settings of one model at one context.
+        x: what a setting takes; its mean KLD is the other number.
+    """
+    if len(group.done) <= MANY:
+        return {r.setting for r in group.done}
+    front = pareto([(x(r), r.metrics["mean_kld"].value) for r in group.done])
+    return {group.done[i].setting for i in front}
+
+
+def simulated(m: Measurement) -> bool:
+    """Whether every number comes from caches that no engine packed."""
+    return bool(m.protocol.get("simulated"))
+
+
 def notes(m: Measurement) -> list[str]:
     """What a reader of the table must know: intervals, simulated bytes, dropped tokens."""
     found = []
@@ -147,25 +173,36 @@ def notes(m: Measurement) -> list[str]:
     else:
         found.append("No intervals were computed.")
     if any(r.simulated for r in m.rows):
-        found.append("* bytes are simulated: the engine did not store packed values.")
+        found.append(_simulated_note(m))
     for row in m.rows:
         if row.n_nonfinite:
             found.append(
-                f"{fmt.clean(row.setting, 40)} at {fmt.count(row.context)}: "
+                f"{fmt.setting(row.setting)} at {fmt.count(row.context)}: "
                 f"{fmt.plural(row.n_nonfinite, 'token')} left out, logits not finite."
             )
     return found
 
 
 def failures(m: Measurement, limit: int = 90) -> list[tuple[Row, str]]:
-    """Failed rows with their error in short."""
-    return [(r, short_error(r, limit)) for r in m.rows if r.status == "failed"]
+    """Failed rows with their error in short; failed parts are told where the others are."""
+    return [(r, short_error(r, limit)) for r in m.rows if r.status == "failed" and r.role != "part"]
 
 
 def short_error(row: Row, limit: int = 90) -> str:
     """First line of a row's error."""
     lines = (row.error or "").strip().splitlines()
     return fmt.clean(lines[0], limit) if lines else "no reason recorded"
+
+
+def _simulated_note(m: Measurement) -> str:
+    if m.protocol.get("engine") != "transformers":
+        return "* bytes are simulated: the engine did not store packed values."
+    window = m.protocol.get("sliding_cache") == "one window"
+    sizes = ", sliding layers with one window each" if window else ""
+    return (
+        "* simulated: K and V went through the type's real bytes and back inside the model; no "
+        f"engine's packed cache was used. Cache sizes are what the type's bytes come to{sizes}."
+    )
 
 
 def _order(row: Row) -> tuple[bool, float, float, str]:

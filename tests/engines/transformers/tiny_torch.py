@@ -72,7 +72,9 @@ class Tiny:
     @torch.inference_mode()
     def stock_hidden(self, tokens: Sequence[int]) -> torch.Tensor:
         """Last hidden states by transformers alone."""
-        out: torch.Tensor = self.stock.base_model(
+        base = self.stock.base_model
+        base = self.stock.model if base is self.stock else base  # Llama 4
+        out: torch.Tensor = base(
             input_ids=torch.tensor([tokens]), use_cache=False
         ).last_hidden_state[0]
         return out

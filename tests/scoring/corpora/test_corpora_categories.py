@@ -74,7 +74,7 @@ def test_sizes() -> None:
 
 def test_chat_turns() -> None:
     documents = list(CATEGORIES["chat"].load())
-    assert sum(_characters(document) for document in documents) >= 100_000
+    assert sum(_characters(document) for document in documents) >= 80_000
     for document in documents:
         turns = [message["role"] for message in document.messages if message["role"] != "system"]
         assert 6 <= len(document.messages) <= 14

@@ -82,7 +82,8 @@ class TorchModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model: Any = model.eval()  # type: ignore[no-untyped-call]
-        self._base: Any = getattr(model, model.base_model_prefix)
+        # Llama 4's text model has the prefix of its multimodal class and not the attribute.
+        self._base: Any = getattr(model, model.base_model_prefix, None) or self._model.model
         head = self._model.get_output_embeddings()
         if isinstance(head, torch.nn.Linear):
             self._model.set_output_embeddings(FloatHead(head))

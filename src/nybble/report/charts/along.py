@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nybble.report.view import Group
 
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+_DIM = 0.35  # opacity of what is not named
 
 
 def draw(m: Measurement, theme: Theme) -> Picture | None:
@@ -53,7 +54,7 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
 
 def _room_for_labels(panels: list[Axes], groups: list[Group]) -> None:
     """Narrow the frozen axes so that the labels beside the lines fit on the canvas."""
-    longest = max(len(fmt.clean(r.setting, 16)) for g in groups for r in g.done)
+    longest = max(len(fmt.clean(s, 16)) for g in groups for s in view.named(g))
     figure = panels[0].get_figure()
     assert figure is not None
     room = (18 + 0.66 * canvas.SIZE * longest) / 72 / canvas.WIDTH  # 0.66 em a letter
@@ -71,32 +72,41 @@ def _panel(
     low: float,
 ) -> None:
     ends, texts, used = [], [], []
-    for row in group.done:
+    known = view.named(group)
+    for row in sorted(group.done, key=lambda r: r.setting in known):  # named ones on top
         parts = _parts(row)
         if not parts:
             continue
         number = colours[row.setting]
-        colour = theme.line(number)
+        named = row.setting in known
+        colour = theme.line(number) if named else theme.muted
         xs = [x for x, _ in parts]
         ys = [max(s.metrics["mean_kld"].value, low) for _, s in parts]
         bounds = [_range(s) for _, s in parts]
-        axes.fill_between(
-            xs,
-            [max(min(b), low) for b in bounds],
-            [max(max(b), low) for b in bounds],
-            color=colour,
-            alpha=0.16,
-            linewidth=0,
-        )
+        alpha = 1.0 if named else _DIM
+        if named:
+            axes.fill_between(
+                xs,
+                [max(min(b), low) for b in bounds],
+                [max(max(b), low) for b in bounds],
+                color=colour,
+                alpha=0.16,
+                linewidth=0,
+            )
         dash = _DASHES[number // len(theme.series) % len(_DASHES)]
-        axes.plot(xs, ys, color=colour, linewidth=1.6, linestyle=dash)
+        width = 1.6 if named else 0.9
+        axes.plot(xs, ys, color=colour, linewidth=width, linestyle=dash, alpha=alpha)
         for (x, part), y in zip(parts, ys, strict=True):
-            (mark,) = axes.plot([x], [y], "o", color=colour, markersize=3.6, clip_on=False)
+            (mark,) = axes.plot(
+                [x], [y], "o", color=colour, markersize=3.6, alpha=alpha, clip_on=False
+            )
             picture.tip(
                 mark,
-                f"{fmt.clean(row.setting, 40)}, tokens {fmt.clean(part.name, 30)}: mean KLD "
+                f"{fmt.setting(row.setting)}, tokens {fmt.clean(part.name, 30)}: mean KLD "
                 f"{fmt.kld_with_interval(part.metrics['mean_kld'])}",
             )
+        if not named:
+            continue
         ends.append((xs[-1], ys[-1]))
         texts.append(fmt.clean(row.setting, 16))
         used.append(colour)
@@ -118,15 +128,18 @@ def _words(picture: Picture, groups: list[Group]) -> None:
     known = [s for g in groups for r in g.done for _, s in _parts(r)]
     shaded = any(len(_range(s)) == 3 for s in known)
     shade = " Shading is the 95 % interval of each stretch." if shaded else ""
-    picture.caption = f"Each dot is the mean over a stretch of positions.{shade}"
+    picture.caption = (
+        f"Each dot is the mean over a stretch of positions.{shade}{labels.dimmed(groups)}"
+    )
     said = []
     for group in groups:
+        named = view.named(group)
         for row in group.done:
             parts = _parts(row)
-            if parts:
+            if parts and row.setting in named:
                 first, last = (parts[i][1].metrics["mean_kld"].value for i in (0, -1))
                 said.append(
-                    f"{group.title + ', ' if group.title else ''}{fmt.clean(row.setting, 40)} "
+                    f"{group.title + ', ' if group.title else ''}{fmt.setting(row.setting)} "
                     f"from {fmt.kld(first)} to {fmt.kld(last)}"
                 )
     picture.summary = "Mean KLD by position, first to last stretch: " + "; ".join(said)
@@ -136,7 +149,7 @@ def _words(picture: Picture, groups: list[Group]) -> None:
     picture.rows = [
         (
             *((group.title,) if len(groups) > 1 else ()),
-            fmt.clean(row.setting, 40),
+            fmt.setting(row.setting),
             fmt.clean(part.name, 30),
             fmt.kld_with_interval(part.metrics["mean_kld"]),
             *(

@@ -51,7 +51,7 @@ def draw(bars: list[Bar], theme: Theme) -> Picture:
     spots = []
     for group in groups:
         for bar in per_group[group]:
-            ticks.append((y, f"{fmt.clean(group, 24)}  {fmt.clean(bar.name, 14)}"))
+            ticks.append((y, f"{fmt.label(group)}  {fmt.clean(bar.name, 14)}"))
             spots.append((y, bar))
             y += 1
         y += 0.7
@@ -84,7 +84,7 @@ def draw(bars: list[Bar], theme: Theme) -> Picture:
     canvas.freeze(figure)
     picture.header = ("KV type", "which", "mean KLD [low, high]")
     picture.rows = [
-        (fmt.clean(b.group, 40), fmt.clean(b.name, 60), fmt.kld_with_interval(b.estimate))
+        (fmt.setting(b.group), fmt.clean(b.name, 60), fmt.kld_with_interval(b.estimate))
         for b in bars
     ]
     return picture
@@ -96,6 +96,6 @@ def _ends(estimate: Estimate) -> list[float]:
 
 def _tip(bar: Bar) -> str:
     return (
-        f"{fmt.clean(bar.group, 40)}, {fmt.clean(bar.name, 60)}: mean KLD "
+        f"{fmt.setting(bar.group)}, {fmt.clean(bar.name, 60)}: mean KLD "
         f"{fmt.kld_with_interval(bar.estimate)}"
     )

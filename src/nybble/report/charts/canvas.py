@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from nybble.report import format as fmt
 from nybble.report.view import Limits
+from nybble.results.records import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -62,6 +63,17 @@ PRINT = Theme(
     broken="#d55e00",
     series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
 )
+# The same hues, lighter: what report.css has for a dark page.
+DARK = Theme(
+    fg="#e6e9ed",
+    muted="#9aa4af",
+    grid="#2b3138",
+    bg="#14171b",
+    safe="#1fbf92",
+    degraded="#f0b429",
+    broken="#f0813a",
+    series=("#4aa3df", "#f0813a", "#1fbf92", "#dc92bb", "#f0b429", "#8fd0f5"),
+)
 MARKED = Theme(
     fg="#010101",
     muted="#010102",
@@ -72,16 +84,16 @@ MARKED = Theme(
     broken="#010107",
     series=tuple(f"#01011{i}" for i in range(6)),
 )
-VARIABLES = {
-    MARKED.fg: "var(--fg)",
-    MARKED.muted: "var(--muted)",
-    MARKED.grid: "var(--grid)",
-    MARKED.bg: "var(--bg)",
-    MARKED.safe: "var(--safe)",
-    MARKED.degraded: "var(--degraded)",
-    MARKED.broken: "var(--broken)",
-    **{colour: f"var(--s{i})" for i, colour in enumerate(MARKED.series)},
-}
+
+
+def variables(theme: Theme) -> dict[str, str]:
+    """A theme's colours by the name of their CSS variable."""
+    names = ("fg", "muted", "grid", "bg", "safe", "degraded", "broken")
+    found = {f"--{name}": str(getattr(theme, name)) for name in names}
+    return found | {f"--s{i}": colour for i, colour in enumerate(theme.series)}
+
+
+VARIABLES = {colour: f"var({name})" for name, colour in variables(MARKED).items()}
 
 
 @dataclass
@@ -212,6 +224,22 @@ def log_range(values: Sequence[float]) -> tuple[float, float]:
     if not positive:
         return 1e-5, 1.0
     return min(positive) / 1.8, max(positive) * 1.8
+
+
+def level(picture: Picture, axes: Axes, at: Estimate, name: str, theme: Theme) -> Text:
+    """A dashed line across, named at its left end; returns the name."""
+    text = f"{name} {fmt.kld(at.value)}"
+    line = axes.axhline(at.value, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
+    picture.tip(line, f"{name}: mean KLD {fmt.kld(at.value)}")
+    return axes.annotate(
+        text,
+        (0, at.value),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 3),
+        textcoords="offset points",
+        fontsize=SMALL,
+        color=theme.muted,
+    )
 
 
 def bands(axes: Axes, limits: Limits, low: float, high: float, theme: Theme) -> list[Text]:

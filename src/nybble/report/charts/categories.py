@@ -58,7 +58,7 @@ def _map(
     axes.xaxis.tick_top()
     axes.set_xticks([i + 0.5 for i in range(len(names))], [fmt.clean(n, 16) for n in names])
     axes.set_yticks(
-        [i + 0.5 for i in range(len(group.done))], [fmt.clean(r.setting, 24) for r in group.done]
+        [i + 0.5 for i in range(len(group.done))], [fmt.label(r.setting) for r in group.done]
     )
     axes.tick_params(length=0, labelcolor=theme.fg, labelsize=canvas.SIZE, which="both")
     axes.tick_params(axis="x", which="major", length=0)
@@ -74,7 +74,7 @@ def _map(
             axes.add_patch(cell)
             picture.tip(
                 cell,
-                f"{fmt.clean(row.setting, 40)}, {fmt.clean(name, 40)}: mean KLD "
+                f"{fmt.setting(row.setting)}, {fmt.clean(name, 40)}: mean KLD "
                 f"{fmt.kld_with_interval(found)}",
             )
             axes.text(
@@ -111,12 +111,13 @@ def _words(picture: Picture, groups: list[Group], names: list[str]) -> None:
     picture.caption = "Mean KLD in nats; darker is more drift, on a log scale."
     worst = []
     for group in groups:
+        known = view.named(group)
         for row in group.done:
             found = _cells(row)
-            if found:
+            if found and row.setting in known:
                 name = max(found, key=lambda n: found[n].value)
                 worst.append(
-                    f"{group.title + ', ' if group.title else ''}{fmt.clean(row.setting, 40)} "
+                    f"{group.title + ', ' if group.title else ''}{fmt.setting(row.setting)} "
                     f"drifts most on {fmt.clean(name, 40)} ({fmt.kld(found[name].value)})"
                 )
     picture.summary = "Mean KLD by category and KV type. " + "; ".join(worst)
@@ -126,7 +127,7 @@ def _words(picture: Picture, groups: list[Group], names: list[str]) -> None:
     picture.rows = [
         (
             *((group.title,) if len(groups) > 1 else ()),
-            fmt.clean(row.setting, 40),
+            fmt.setting(row.setting),
             *(fmt.kld_with_interval(_cells(row).get(n)) for n in names),
         )
         for group in groups

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from nybble.report.charts.canvas import SIZE, SMALL, Theme
+from nybble.report.view import MANY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
+
+    from nybble.report.view import Group
 
 _ANGLES = (0, 180, 90, 270, 40, 320, 140, 220, 65, 295, 115, 245)
 _DISTANCES = (7, 12, 18, 26, 36, 50)  # points
@@ -127,6 +130,25 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return out
 
 
+def around(axes: Axes, points: Sequence[tuple[float, float]], radius: float = 3.5) -> list[Box]:
+    """Boxes around marks, as obstacles; the radius is in points."""
+    figure = axes.get_figure()
+    assert figure is not None
+    r = radius * figure.get_dpi() / 72
+    pixels = [axes.transData.transform(p) for p in points]
+    return [Box(float(x) - r, float(y) - r, float(x) + r, float(y) + r) for x, y in pixels]
+
+
+def dimmed(groups: Sequence[Group]) -> str:
+    """What a caption says where there are too many settings to name all; else nothing."""
+    if all(len(g.done) <= MANY for g in groups):
+        return ""
+    return (
+        " Named are the settings that no other one beats in both bits and mean KLD; the others are "
+        "dimmed, and the table has all."
+    )
+
+
 def extent(text: Text) -> Box:
     """The pixels that a drawn text covers."""
     return Box(*(float(v) for v in text.get_window_extent().extents))
@@ -151,8 +173,22 @@ def beside_points(
     bars: Sequence[tuple[float, float]],
     theme: Theme,
     extra: Sequence[Box] = (),
-) -> None:
-    """Write labels next to data points, clear of points, whiskers and `extra` boxes."""
+    optional: bool = False,
+) -> list[Box]:
+    """Write labels next to data points, clear of points, whiskers and `extra` boxes.
+
+    Args:
+        axes: where.
+        points: one a label, in data coordinates.
+        texts: the labels.
+        bars: low and high end of each point's whisker.
+        theme: colours.
+        extra: what else must stay uncovered, in pixels.
+        optional: quieter labels; those without a free place near their point are left out.
+
+    Returns:
+        Where labels are, in pixels.
+    """
     figure = axes.get_figure()
     assert figure is not None
     unit = figure.get_dpi() / 72
@@ -162,8 +198,9 @@ def beside_points(
         ends = axes.transData.transform([(x, low), (x, high)])
         px, y0, y1 = float(ends[0][0]), float(ends[0][1]), float(ends[1][1])
         obstacles.append(Box(px - 2 * unit, y0 - 2 * unit, px + 2 * unit, y1 + 2 * unit))
+    size, colour = (SMALL - 0.5, theme.muted) if optional else (SIZE, theme.fg)
     drawn = [
-        axes.text(0, 0, t, fontsize=SIZE, color=theme.fg, ha="left", va="baseline", zorder=6)
+        axes.text(0, 0, t, fontsize=size, color=colour, ha="left", va="baseline", zorder=6)
         for t in texts
     ]
     sizes = []
@@ -174,17 +211,28 @@ def beside_points(
     frame = Box(float(area.x0), float(area.y0), float(area.x1), float(area.y1))
     boxes = place(pixels, sizes, obstacles, frame, unit)
     back = axes.transData.inverted()
+    kept: list[Box] = []
     for label, box, (px, py) in zip(drawn, boxes, pixels, strict=True):
+        far = math.dist(box.nearest(px, py), (px, py)) > _FAR * unit
+        if optional and (far or not box.inside(frame) or _covers(box, [*obstacles, *kept])):
+            label.remove()
+            continue
+        kept.append(box)
         middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
         side: Literal["left", "center", "right"]
         side = "left" if box.x0 >= px else "right" if box.x1 <= px else "center"
         x = {"left": box.x0 + unit, "right": box.x1 - unit, "center": middle[0]}[side]
         label.set_position(tuple(back.transform((x, box.y0 + 0.28 * (box.y1 - box.y0)))))
         label.set_horizontalalignment(side)
-        nearest = box.nearest(px, py)
-        if math.dist(nearest, (px, py)) > _FAR * unit:
-            line = back.transform([(px, py), nearest])
+        if far:
+            line = back.transform([(px, py), box.nearest(px, py)])
             axes.plot(line[:, 0], line[:, 1], color=theme.muted, linewidth=0.6, zorder=2)
+            kept += _leader(px, py, box, unit)
+    return kept
+
+
+def _covers(box: Box, others: Sequence[Box]) -> bool:
+    return any(box.overlap(other) > 0 for other in others)
 
 
 def at_line_ends(

@@ -26,6 +26,6 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     picture.title = "Model a against model b"
     picture.caption = f"Mean KLD of each model to its own 16-bit cache. {names}."
     picture.summary = "Mean KLD to own 16-bit cache. " + "; ".join(
-        f"{fmt.clean(b.group, 40)} {b.name} {fmt.kld(b.estimate.value)}" for b in found
+        f"{fmt.setting(b.group)} {b.name} {fmt.kld(b.estimate.value)}" for b in found
     )
     return picture

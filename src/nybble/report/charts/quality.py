@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from nybble.report.view import Group
 
+_DIM = 0.35  # opacity of what is not named
+
 
 def draw(m: Measurement, theme: Theme) -> Picture | None:
     """One panel a context; x is bits an element where bytes follow it, else bytes a token."""
@@ -39,9 +41,10 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     xs = [_x(r, scale) for r in rows]
     margin = 0.08 * (max(xs) - min(xs)) or 0.5 * max(max(xs), 1)
     columns = len(contexts) if lines == 1 else 2
-    longest = max(len(_name(m, r)) for r in rows)
+    longest = max(len(_name(m, r)) for g in groups for r in _named(g, scale))
     # Labels stand to the right of their points; the last ones need room: 0.62 em a letter.
-    share = min(0.4, (14 + 0.62 * canvas.SIZE * longest) * columns / (72 * canvas.WIDTH))
+    most = 0.4 if max(len(g.done) for g in groups) <= view.MANY else 0.15
+    share = min(most, (14 + 0.62 * canvas.SIZE * longest) * columns / (72 * canvas.WIDTH))
     right = share / (1 - share) * (max(xs) - min(xs) + margin) if len(set(xs)) > 1 else margin
     for i, (axes, context) in enumerate(zip(panels, contexts, strict=True)):
         canvas.log_axis(axes, "y", low, high)
@@ -70,22 +73,11 @@ def _panel(
     low: float,
     boxes: list[labels.Box],
 ) -> None:
-    points, texts, bars = [], [], []
+    points, texts, bars, others = [], [], [], []
     order = list(dict.fromkeys([x.label for x in m.models] + [g.model for g in groups]))
-    floor = max((g.floor.value for g in groups if g.floor), default=0.0)
-    if floor > low:
-        line = axes.axhline(floor, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))
-        picture.tip(line, f"noise floor: mean KLD {fmt.kld(floor)}")
-        note = axes.annotate(
-            f"noise floor {fmt.kld(floor)}",
-            (0, floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=canvas.SMALL,
-            color=theme.muted,
-        )
-        boxes.append(labels.extent(note))
+    floor = max((g.floor for g in groups if g.floor), key=lambda e: e.value, default=None)
+    if floor is not None and floor.value > low:
+        boxes.append(labels.extent(canvas.level(picture, axes, floor, "noise floor", theme)))
     for group in groups:
         number = order.index(group.model)
         colour = theme.line(number)
@@ -94,24 +86,34 @@ def _panel(
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=colour, linewidth=1.1, alpha=0.55, zorder=3)
             boxes += labels.along(axes, front)
+        known = {r.setting for r in _named(group, scale)}
         for row, (x, y) in zip(group.done, spots, strict=True):
+            named = row.setting in known
             bottom, top = (max(v, low) for v in (min(_ends(row)), max(_ends(row))))
-            axes.plot([x, x], [bottom, top], color=colour, linewidth=1.4, zorder=4)
+            axes.plot(
+                [x, x], [bottom, top], color=colour, linewidth=1.4 if named else 1.0,
+                alpha=1.0 if named else _DIM, zorder=4 if named else 2,
+            )  # fmt: skip
             (mark,) = axes.plot(
                 [x],
                 [y],
                 marker="os"[number % 2],
-                markersize=6.5,
+                markersize=6.5 if named else 5.0,
                 color=colour,
+                alpha=1.0 if named else _DIM,
                 markeredgecolor=theme.bg,
                 markeredgewidth=0.5,
-                zorder=5,
+                zorder=5 if named else 2.5,
                 clip_on=False,
             )
             picture.tip(mark, _tip(m, row))
-            points.append((x, y))
-            bars.append((bottom, top))
-            texts.append(_name(m, row))
+            if named:
+                points.append((x, y))
+                bars.append((bottom, top))
+                texts.append(_name(m, row))
+            else:
+                others.append((x, y))
+    boxes += labels.around(axes, others)
     labels.beside_points(axes, points, texts, bars, theme, boxes)
 
 
@@ -141,8 +143,13 @@ def _x_axis(axes: Axes, scale: float | None) -> None:
 
 
 def _name(m: Measurement, row: Row) -> str:
-    name = fmt.clean(row.setting, 24)
+    name = fmt.label(row.setting)
     return f"{row.model}: {name}" if len(m.models) > 1 else name
+
+
+def _named(group: Group, scale: float | None) -> list[Row]:
+    known = view.named(group, lambda r: _x(r, scale))
+    return [r for r in group.done if r.setting in known]
 
 
 def _x(row: Row, scale: float | None) -> float:
@@ -150,10 +157,16 @@ def _x(row: Row, scale: float | None) -> float:
 
 
 def _bytes_per_bit(rows: list[Row]) -> float | None:
-    """Bytes per token for one bit an element; None where K and V sizes differ too much."""
+    """Bytes per token for one bit an element.
+
+    Where K and V sizes differ too much for one, None (x is bytes), or 0 (x is bits, without an
+    axis of bytes) where bytes are unknown or simulated: bytes a token then leave out every layer
+    with a window, which settings by layer may store in another type.
+    """
     known = [r.bytes_per_token / r.bits for r in rows if r.bits and r.bytes_per_token]
     if len(known) < len(rows) or max(known) > 1.01 * min(known):
-        return None if all(r.bytes_per_token for r in rows) else 0.0
+        bits = any(r.simulated or not r.bytes_per_token for r in rows)
+        return 0.0 if bits else None
     return sum(known) / len(known)
 
 
@@ -166,7 +179,7 @@ def _tip(m: Measurement, row: Row) -> str:
     which = f"model {row.model}, " if len(m.models) > 1 else ""
     label = f", {fmt.clean(row.verdict.label, 12)}" if row.verdict else ""
     return (
-        f"{which}{fmt.clean(row.setting, 40)}: mean KLD "
+        f"{which}{fmt.setting(row.setting)}: mean KLD "
         f"{fmt.kld_with_interval(row.metrics['mean_kld'])}, {fmt.bits(row.bits)} bits, "
         f"{fmt.size(row.bytes_per_token)} per token{label}"
     )
@@ -176,7 +189,7 @@ def _words(m: Measurement, picture: Picture, groups: list[Group], bits: bool) ->
     picture.title = "Quality against bytes"
     picture.summary = (
         f"Mean KLD against {'stored bits an element' if bits else 'bytes per token'}, log scale. "
-        + "; ".join(_tip(m, r) for g in groups for r in g.done)
+        + "; ".join(_tip(m, r) for g in groups for r in _named(g, 1.0 if bits else None))
     )
     whiskers = "Whiskers are 95 % intervals. " if view.has_intervals(m) else ""
     front = (
@@ -186,7 +199,7 @@ def _words(m: Measurement, picture: Picture, groups: list[Group], bits: bool) ->
     )
     picture.caption = (
         f"Lower is closer to the 16-bit cache, further left is smaller. {front}{whiskers}"
-    ).strip()
+    ).strip() + labels.dimmed(groups)
     found = m.protocol.get("thresholds")
     if isinstance(found, dict) and "mean_kld" in found and len(found) > 1:
         picture.caption += " Bands show the mean KLD limits alone; verdicts use other limits too."
@@ -197,7 +210,7 @@ def _words(m: Measurement, picture: Picture, groups: list[Group], bits: bool) ->
     picture.rows = [
         (
             *((group.title,) if several else ()),
-            fmt.clean(r.setting, 40),
+            fmt.setting(r.setting),
             fmt.bits(r.bits),
             fmt.size(r.bytes_per_token),
             fmt.kld_with_interval(r.metrics["mean_kld"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from nybble.report import format as fmt
 from nybble.report import view
 from nybble.report.charts import bars
@@ -41,13 +43,14 @@ def draw(m: Measurement, theme: Theme) -> Picture | None:
     if view.has_intervals(m):
         picture.caption += " Thin lines are 95 % intervals."
     picture.summary = "Mean KLD with one side quantized. " + "; ".join(
-        f"{fmt.clean(b.group, 40)} {b.name} {fmt.kld(b.estimate.value)}" for b in found
+        f"{fmt.setting(b.group)} {b.name} {fmt.kld(b.estimate.value)}" for b in found
     )
     return picture
 
 
 def _suffix(row: Row) -> str:
-    return "-norot" if row.setting.endswith("-norot") else ""
+    """What follows the two types in a setting: `-norot`, `+skip0.1`; halves must share it."""
+    return re.sub(r"^\w*(?:/\w*)?", "", row.setting)
 
 
 def _first(rows: dict[tuple[str, str, str], Row], keys: list[tuple[str, str, str]]) -> Row | None:

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 
 from matplotlib.figure import Figure
 
-from nybble.report.charts.canvas import VARIABLES, Picture
+from nybble.report.charts.canvas import DARK, PRINT, VARIABLES, Picture, variables
 
 _COLOUR = re.compile("|".join(VARIABLES))
 _FONT = re.compile(r"font-family: [^;]*;? ?")
@@ -36,8 +36,8 @@ def inline(picture: Picture, prefix: str) -> str:
             if name == "href" and value.startswith("#"):
                 element.set(name, f"#{prefix}-{value[1:]}")
             elif name in ("style", "clip-path", "fill", "stroke"):
-                value = _REFERENCE.sub(rf"#{prefix}-\1)", value)
-                element.set(name, _COLOUR.sub(lambda found: VARIABLES[found[0]], value))
+                element.set(name, _REFERENCE.sub(rf"#{prefix}-\1)", value))
+    _variables(root)
     return ET.tostring(root, encoding="unicode")
 
 
@@ -51,7 +51,40 @@ def standalone(picture: Picture) -> str:
     view = root.get("viewBox", "0 0 0 0").split()
     white = ET.Element("rect", {"width": view[2], "height": view[3], "fill": "#ffffff"})
     root.insert(0, white)
+    return _file(root)
+
+
+def adaptive(picture: Picture) -> str:
+    """An SVG file that is light or dark as the page around it, on a background of its own."""
+    root = _parse(picture.figure, picture)
+    _variables(root)
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    root.set("font-family", _FAMILY)
+    root.set("role", "img")
+    root.set("aria-label", picture.summary)
+    light, dark = (
+        "svg{" + "".join(f"{name}:{colour};" for name, colour in variables(theme).items()) + "}"
+        for theme in (PRINT, DARK)
+    )
+    sheet = ET.Element("style")
+    sheet.text = f"{light}@media(prefers-color-scheme:dark){{{dark}}}"
+    view = root.get("viewBox", "0 0 0 0").split()
+    back = ET.Element("rect", {"width": view[2], "height": view[3], "style": "fill: var(--bg)"})
+    root[:0] = [sheet, back]
+    return _file(root)
+
+
+def _file(root: ET.Element) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _variables(root: ET.Element) -> None:
+    """Turn stand-in colours into CSS variables."""
+    for element in root.iter():
+        for name in ("style", "fill", "stroke"):
+            if name in element.attrib:
+                value = element.attrib[name]
+                element.set(name, _COLOUR.sub(lambda found: VARIABLES[found[0]], value))
 
 
 def _parse(figure: Figure, picture: Picture) -> ET.Element:
