@@ -89,13 +89,13 @@ def generated(*prompts: str, tokens: int = 12) -> list[Instance]:
     return requests("generate_until", *((p, options) for p in prompts))
 
 
-def nybble(folder: str, kv: str, **options: Any) -> NybbleLM:
+def opened(folder: str, kv: str, **options: Any) -> NybbleLM:
     return NybbleLM(pretrained=folder, kv=kv, device="cpu", **options)
 
 
 def exact(folder: str, kv: str, **options: Any) -> NybbleLM:
     """In float64: in float32 another summation order tips a code over to its neighbour."""
-    model = nybble(folder, kv, **options)
+    model = opened(folder, kv, **options)
     model._model.double()
     return model
 
@@ -130,16 +130,16 @@ class TestScores:
         expected = log_likelihoods(stock)
         # float32 stores are no change at all; f16 ones round at the eleventh bit.
         for kv, tolerance in (("f32/f32", 1e-5), ("f16/f16", 2e-3)):
-            model = nybble(folders[kind], kv, batch_size=2)
+            model = opened(folders[kind], kv, batch_size=2)
             assert log_likelihoods(model) == pytest.approx(expected, rel=tolerance)
         made = stock.generate_until(generated(*PROMPTS), disable_tqdm=True)
-        alone = nybble(folders[kind], "f32/f32").generate_until(generated(*PROMPTS))
+        alone = opened(folders[kind], "f32/f32").generate_until(generated(*PROMPTS))
         assert len(set(made)) == 4 and alone == made
 
     @pytest.mark.parametrize("kv", ["q4_0/q4_0", "f16/q4_0", "q4_0/f16", "kivi2+chunk32"])
     def test_quantized_differ(self, folders: dict[str, str], kv: str) -> None:
-        plain = log_likelihoods(nybble(folders["llama"], "f16/f16"))
-        found = log_likelihoods(nybble(folders["llama"], kv))
+        plain = log_likelihoods(opened(folders["llama"], "f16/f16"))
+        found = log_likelihoods(opened(folders["llama"], kv))
         assert max(abs(a - b) for a, b in zip(plain, found, strict=True)) > 1e-2
 
     @pytest.mark.parametrize("kv", ["q4_0/q4_0", "q4_0+first4", "q4_0+recent5", "q4_0+chunk8"])
@@ -150,7 +150,7 @@ class TestScores:
         assert together == pytest.approx(alone, rel=1e-5)
 
     def test_as_the_lockstep_model_scores(self, folders: dict[str, str]) -> None:
-        model = nybble(folders["gemma3"], "q4_0+chunk8")
+        model = opened(folders["gemma3"], "q4_0+chunk8")
         context, following = PAIRS[0]
         tokens, n = ids(model, context + following), len(following.split())
         ours = model._torch
@@ -162,10 +162,10 @@ class TestScores:
         assert found[0][0] == pytest.approx(float(scores), rel=1e-5)
 
     def test_auto_batch(self, folders: dict[str, str]) -> None:
-        model = nybble(folders["llama"], "q8_0/q8_0", batch_size="auto", max_batch_size=2,
+        model = opened(folders["llama"], "q8_0/q8_0", batch_size="auto", max_batch_size=2,
                        max_length=64)  # fmt: skip
         found = [v for v, _ in model.loglikelihood(SCORED, disable_tqdm=True)]
-        alone = nybble(folders["llama"], "q8_0/q8_0").loglikelihood(SCORED, disable_tqdm=True)
+        alone = opened(folders["llama"], "q8_0/q8_0").loglikelihood(SCORED, disable_tqdm=True)
         assert found == pytest.approx([v for v, _ in alone], rel=1e-3)
 
 
@@ -215,7 +215,7 @@ class TestGeneration:
         path = folder / "generation_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()),
                                     "cache_implementation": "hybrid"}))  # fmt: skip
-        model = nybble(str(folder), "q8_0/q8_0", batch_size=2)
+        model = opened(str(folder), "q8_0/q8_0", batch_size=2)
         whole = model.generate_until(generated(*PROMPTS[:2]), disable_tqdm=True)
         stop = whole[0].split()[4]
         options = {"until": [stop], "max_gen_toks": 12}
@@ -225,7 +225,7 @@ class TestGeneration:
         assert cut[0].split() == whole[0].split()[: whole[0].split().index(stop)]
 
     def test_beams(self, folders: dict[str, str]) -> None:
-        model = nybble(folders["gemma3"], "q4_0/q4_0", batch_size=2)
+        model = opened(folders["gemma3"], "q4_0/q4_0", batch_size=2)
         options = {"until": [], "max_gen_toks": 6, "do_sample": False, "num_beams": 3}
         found = model.generate_until(
             requests("generate_until", *((p, options) for p in PROMPTS)), disable_tqdm=True
@@ -235,7 +235,7 @@ class TestGeneration:
 
 class TestGuards:
     def test_cold_cache(self, folders: dict[str, str]) -> None:
-        model = nybble(folders["llama"], "q4_0+chunk64")
+        model = opened(folders["llama"], "q4_0+chunk64")
         for call in (lambda: model.loglikelihood(SCORED), lambda: log_likelihoods(model),
                      lambda: model.loglikelihood_rolling(ROLLED)):  # fmt: skip
             with pytest.raises(CacheNotReadError, match="not read") as info:
@@ -245,14 +245,14 @@ class TestGuards:
         assert model.generate_until(generated(PROMPTS[0]), disable_tqdm=True)
 
     def test_every_task_counts(self, folders: dict[str, str]) -> None:
-        model = nybble(folders["llama"], "q4_0+chunk16")
+        model = opened(folders["llama"], "q4_0+chunk16")
         short = requests("loglikelihood", ("w3 w4", " w5"), task="short")
         assert model.loglikelihood(SCORED, disable_tqdm=True)
         with pytest.raises(CacheNotReadError, match="longest text of short"):
             model.loglikelihood(SCORED + short, disable_tqdm=True)
 
     def test_generation_within_the_window(self, folders: dict[str, str]) -> None:
-        model = nybble(folders["llama"], "q4_0+recent64")
+        model = opened(folders["llama"], "q4_0+recent64")
         with pytest.raises(CacheNotReadError):
             model.generate_until(generated(PROMPTS[0]), disable_tqdm=True)
         assert model.generate_until(generated(PROMPTS[0], tokens=50), disable_tqdm=True)
@@ -262,48 +262,51 @@ class TestGuards:
     ) -> None:
         from nybble.formats.codec import SideStore
 
-        model = nybble(folders["llama"], "q4_0/q4_0")
+        model = opened(folders["llama"], "q4_0/q4_0")
         monkeypatch.setattr(SideStore, "roundtrip", lambda self, x: x)
         with pytest.raises(CacheNotReadError):
             model.loglikelihood(SCORED, disable_tqdm=True)
 
     def test_block_does_not_fit(self, folders: dict[str, str]) -> None:
         with pytest.raises(NybbleError, match="does not divide") as info:
-            nybble(folders["narrow"], "q4_0/q4_0")
+            opened(folders["narrow"], "q4_0/q4_0")
         assert "head size 40" in str(info.value)
-
-    def test_batch_over_cut_groups(self, folders: dict[str, str]) -> None:
-        with pytest.raises(NybbleError, match="--batch_size 1"):
-            nybble(folders["llama"], "kivi4+recent64", batch_size=2)
 
     def test_damaged_tokenizer(self, folders: dict[str, str], tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text("{")
         with pytest.raises(NybbleError, match="cannot read the tokenizer"):
-            nybble(folders["llama"], "q4_0", tokenizer=str(tmp_path))
+            opened(folders["llama"], "q4_0", tokenizer=str(tmp_path))
 
 
 class TestModels:
     def test_calibration(self, folders: dict[str, str], tmp_path: Path) -> None:
         path = tmp_path / "c.safetensors"
-        plain = nybble(folders["llama"], "q4_0/q4_0")
+        plain = opened(folders["llama"], "q4_0/q4_0")
         import numpy as np
 
         texts = [np.array(text(300, seed), dtype=np.int32) for seed in range(2)]
         save(calibrate(plain._torch, texts, plain._fingerprint), path)
-        found = log_likelihoods(nybble(folders["llama"], "q4_0+mean", calibration=str(path)))
+        found = log_likelihoods(opened(folders["llama"], "q4_0+mean", calibration=str(path)))
         assert found != log_likelihoods(plain)
         with pytest.raises(NybbleError, match="of another model"):
-            nybble(folders["gemma3"], "q4_0+mean", calibration=str(path))
+            opened(folders["gemma3"], "q4_0+mean", calibration=str(path))
 
     def test_gguf(self, folders: dict[str, str], tiny_model: Path) -> None:
         pytest.importorskip("gguf")
-        model = nybble(str(tiny_model), "q4_0/q4_0", tokenizer=folders["llama"])
+        model = opened(str(tiny_model), "q4_0/q4_0", tokenizer=folders["llama"])
         assert model._torch.gguf_order and log_likelihoods(model)
 
     def test_info(self, folders: dict[str, str]) -> None:
-        info = nybble(folders["llama"], "q8_0/q4_0").get_model_info()
+        info = opened(folders["llama"], "q8_0/q4_0").get_model_info()
         assert info["kv"] == "q8_0/q4_0" and info["kv_bits"] == 6.5
         assert info["kv_cache"].startswith("simulated") and len(info["model_sha"]) == 64
+
+    def test_narrow_weights(self, folders: dict[str, str]) -> None:
+        model = opened(folders["gemma3"], "f16/f16", dtype="bfloat16")
+        assert model.get_model_info()["model_dtype"] == torch.bfloat16
+        wide = log_likelihoods(opened(folders["gemma3"], "f16/f16"))
+        assert log_likelihoods(model) == pytest.approx(wide, rel=0.05)
+        assert model.generate_until(generated(*PROMPTS), disable_tqdm=True)
 
     def test_network_is_lm_evals_again(
         self, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -312,7 +315,7 @@ class TestModels:
 
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        nybble(folders["llama"], "q8_0/q8_0")
+        opened(folders["llama"], "q8_0/q8_0")
         assert not huggingface_hub.is_offline_mode() and "HF_HUB_OFFLINE" not in os.environ
 
     def test_registered(self) -> None:

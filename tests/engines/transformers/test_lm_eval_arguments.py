@@ -19,7 +19,6 @@ from nybble.engines.transformers import lm_eval as launcher  # noqa: E402
 from nybble.engines.transformers import lm_eval_arguments as arguments  # noqa: E402
 from nybble.errors import MissingExtraError, NybbleError  # noqa: E402
 from nybble.formats import parse  # noqa: E402
-from nybble.formats.codec import Layer, layer_stores  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -120,28 +119,6 @@ class TestRead:
             read(tokenizer="other/words")
 
 
-class TestBatch:
-    @pytest.mark.parametrize(
-        ("setting", "alone"),
-        [
-            ("q4_0+first4+recent7", False),
-            ("kivi4", False),  # keys are stored 32 at a time, when 128 are full
-            ("kivi4+chunk64", False),
-            ("kivi4+chunk40", True),  # the second group of 32 has 24 tokens after the chunk
-            ("kivi4+recent64", True),
-        ],
-    )
-    def test_cut_groups(self, setting: str, alone: bool) -> None:
-        stores = [layer_stores(parse(setting), Layer(0, 1, 1, 64, 64))]
-        arguments.check_batch(parse(setting), stores, 1)
-        for size in (2, "auto", "auto:4"):
-            if alone:
-                with pytest.raises(NybbleError, match="--batch_size 1"):
-                    arguments.check_batch(parse(setting), stores, size)
-            else:
-                arguments.check_batch(parse(setting), stores, size)
-
-
 class TestNetwork:
     @pytest.mark.parametrize("shut", [True, False])
     def test_left_as_it_was(self, monkeypatch: pytest.MonkeyPatch, shut: bool) -> None:
@@ -186,3 +163,9 @@ def test_target_exists() -> None:
     assert spec is not None and spec.origin is not None
     source = Path(spec.origin).read_text()
     assert f'@register_model("nybble")\nclass {name}(' in source
+
+
+def test_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "lm-eval.md").read_text(encoding="utf-8")
+    assert [name for name in (*arguments.OWN, *arguments.PASSED) if f"`{name}`" not in page] == []
+    assert launcher.INSTALL in page

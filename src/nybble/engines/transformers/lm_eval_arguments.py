@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 
 from nybble.errors import EngineError, ModelFileError, NybbleError, nearest
 from nybble.formats import KVSetting, parse
-from nybble.formats.codec import SideStore
 from nybble.models.checkpoint import Checkpoint, resolve
 from nybble.models.folder import check_tokenizer
 from nybble.models.hub_cache import is_hub_id, snapshot
@@ -135,30 +134,6 @@ def _tokenizer_folder(checkpoint: Checkpoint, tokenizer: str | None) -> Path:
         folder = snapshot(str(tokenizer))
     check_tokenizer(folder)
     return folder
-
-
-def check_batch(
-    setting: KVSetting, stores: Sequence[tuple[SideStore, SideStore]], batch_size: int | str
-) -> None:
-    """Refuse a batch where a row's padding could be stored in one group with its last tokens.
-
-    Only groups that the read rule keeps whole until they are full are safe from that.
-
-    Raises:
-        NybbleError: rows of a batch would score otherwise than alone.
-    """
-    codecs = [codec for pair in stores for side in pair for _, codec in side.codecs]
-    cut = any(
-        c.kind.tokens > 1 and (c.reads.rule == "recent" or c.reads.tokens % c.kind.tokens)
-        for c in codecs
-    )
-    if cut and str(batch_size) != "1":
-        raise NybbleError(
-            "this setting's window cuts groups of tokens, so rows of a batch would touch",
-            seen=f"{setting} with --batch_size {batch_size}",
-            allowed="1",
-            hint="--batch_size 1",
-        )
 
 
 @contextmanager

@@ -19,12 +19,7 @@ import torch
 from nybble.engines.transformers.attention import NAME, Lanes, reading
 from nybble.engines.transformers.calibration_file import load as load_calibration
 from nybble.engines.transformers.lm_eval import INSTALL
-from nybble.engines.transformers.lm_eval_arguments import (
-    Arguments,
-    check_batch,
-    network_shut_for_now,
-    read,
-)
+from nybble.engines.transformers.lm_eval_arguments import Arguments, network_shut_for_now, read
 from nybble.engines.transformers.load import load
 from nybble.engines.transformers.model import TorchModel
 from nybble.engines.transformers.packages import reason
@@ -83,7 +78,6 @@ class NybbleLM(HFLM):  # type: ignore[misc]
             self._torch = TorchModel(model)
             self._fingerprint = given.checkpoint.fingerprint(cache_dir())
             self._prefill, self._decode = _stores(given, self._torch, self._fingerprint)
-            check_batch(given.setting, self._prefill, batch_size)
             with _no_warnings():  # HFLM warns of models that others have loaded
                 super().__init__(
                     pretrained=model, backend="causal", tokenizer=str(given.tokenizer),
