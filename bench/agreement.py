@@ -1,6 +1,6 @@
 """Do the simulated caches agree with llama.cpp's own? Both demo models, the same token ids.
 
-    python bench/agreement.py --smollm2 FILE.gguf [--documents 1]
+    python bench/agreement.py --smollm2 FILE.gguf [--documents 4]
 
 The same settings are measured in llama.cpp (real caches, F32 copy of the weights) and in
 transformers (simulated, float32), rotation on and off. They agree where the interval of the
@@ -20,6 +20,7 @@ from common import save
 from nybble import MeasureRequest, measure, parse_setting
 from nybble.results.records import Measurement
 
+CONTEXT = 640  # past the demo model's window of 512
 SETTINGS = tuple(
     f"{kv}{off}" for kv in ("q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0") for off in ("", "-norot")
 )
@@ -29,7 +30,8 @@ def run(model: Path | None, engine: str, documents: int, out: Path) -> Measureme
     """Measure all settings in one engine."""
     request = MeasureRequest(
         model=model, settings=tuple(map(parse_setting, SETTINGS)), engine=engine, weights="f32",
-        documents=documents, out=out, framing="raw",
+        categories=("prose", "code"), documents=documents, contexts=(CONTEXT,), out=out,
+        framing="raw",
     )  # fmt: skip
     return measure(request).measurement
 
@@ -64,7 +66,7 @@ def main() -> None:
     """Measure both models in both engines and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smollm2", type=Path, required=True)
-    parser.add_argument("--documents", type=int, default=1)
+    parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--keep", type=Path, help="folder to continue in")
     args = parser.parse_args()
     keep = args.keep or Path(tempfile.mkdtemp())
@@ -74,7 +76,7 @@ def main() -> None:
         for folder in folders:
             run(model, folder.name.removeprefix(f"{name}-"), args.documents, folder)
         found[name] = {s: compare(*folders, s) for s in SETTINGS}
-    path = save("agreement", {"context": 1024, "models": found})
+    path = save("agreement", {"context": CONTEXT, "models": found})
     print(path.read_text(encoding="utf-8"))
 
 

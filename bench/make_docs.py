@@ -30,7 +30,7 @@ def pages() -> dict[str, str]:
     lines = [
         "# KV types",
         "",
-        "Bits are at a head size of 128, scales included. `llama.cpp` types run in llama.cpp itself;",
+        "Bits are at a head size of 128, scales included. llama.cpp runs its own types itself;",
         "every type can be simulated with `--engine transformers`. Reads: which keys a query still",
         "sees unquantized (method.md).",
         "",

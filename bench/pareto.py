@@ -29,6 +29,7 @@ MORE = (
     "q4_0-norot", "q4_0+mean+scale+search", "exl3_3", "kivi4", "quanto_4", "q4_1", "q5_1",
     "q8_0/q4_0", "q8_0", "exl3_6", "int8_per_token_head", "fp8_e4m3",
 )  # fmt: skip
+MARKERS = ("<!-- pareto -->", "<!-- /pareto -->")
 KINDS = ("prose", "code", "scripts")
 AT = 4096  # tokens of context that stored bits are counted at
 CONTEXT = 640  # past the demo model's window of 512
@@ -38,7 +39,8 @@ def run(model: Path | None, names: tuple[str, ...], documents: int, out: Path) -
     """Measure some settings; the same folder again continues."""
     request = MeasureRequest(
         model=model, settings=tuple(map(parse_setting, names)), engine="transformers",
-        via="decode", contexts=(CONTEXT,), categories=KINDS, documents=documents, memory_at=(AT,), out=out,
+        via="decode", contexts=(CONTEXT,), categories=KINDS, documents=documents,
+        memory_at=(AT,), out=out,
     )  # fmt: skip
     return measure(request).measurement
 
@@ -76,6 +78,23 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"bits": mine["bits"], **found}
 
 
+def block(rows: list[dict[str, Any]]) -> str:
+    """The README's table: what takes up to 4.6 bits, and three larger types to compare with."""
+    known = ("q8_0/q8_0", "q8_0/q4_0", "q5_1/q5_1")
+    lines = [
+        "| KV type | bits at 4K | mean KLD | prose | code | non-Latin |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for r in sorted(rows, key=lambda r: r["mean_kld"]["value"]):
+        if r["setting"] in known or r["bits"] <= 4.6:
+            k = r["mean_kld"]
+            span = f"{k['value']:.2g} [{k['low']:.2g}, {k['high']:.2g}]"
+            kinds = " | ".join(f"{r[kind]:.2g}" for kind in KINDS)
+            name = f"**{r['setting']}**" if r["setting"].startswith("nyb4") else r["setting"]
+            lines.append(f"| {name} | {r['bits']:.2f} | {span} | {kinds} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, write the numbers and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -95,6 +114,12 @@ def main() -> None:
     from nybble.report.plots import pareto_svg
 
     write_text(ROOT / "docs" / "img" / "pareto.svg", pareto_svg(gemma, AT))
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    new = f"{before}{MARKERS[0]}\n{block(table(gemma))}\n{MARKERS[1]}{after}"
+    write_text(readme, new)
     print(path.read_text(encoding="utf-8"))
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from nybble.cli.main import cli, spread
 from nybble.environment import VERSION
-from nybble.formats import KV_TYPES
+from nybble.formats import ALIASES, KV_TYPES, parse
 from nybble.results.records import from_json
 
 SMALL = ("--context", "64", "--documents", "6", "--categories", "prose", "--kv", "q8_0/q4_0")
@@ -284,10 +284,13 @@ class TestSmallCommands:
     def test_formats_json(self, nybble: Run) -> None:
         ran = nybble("formats", "--json")
         assert (ran.code, ran.err) == (0, "")
-        found = {t["name"]: t for t in ran.record}
+        found = {t["name"]: t for t in ran.record["types"]}
         assert list(found) == list(KV_TYPES)
-        for t in found.values():
-            assert t["bits"] == t["block_bytes"] * 8 / t["block"]
+        for name, t in found.items():
+            assert t["bits"] == KV_TYPES[name].bits and t["layout"] and t["source"]
+            assert t["llama.cpp"] == ("llama.cpp" in t["engines"])
+        assert ran.record["aliases"] == ALIASES
+        assert all(parse(text).quantized for text in ALIASES.values())
 
     def test_doctor(self, nybble: Run) -> None:
         ran = nybble("doctor", env={"COLUMNS": "80"})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nybble.report.html import html_report
+from nybble.report.plots import pareto_svg
 from nybble.results.records import Measurement
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -24,7 +25,17 @@ FLAGS = (
     "--disable-sync",
 )
 # Marks drawn at least: <path> and <use> elements.
-DRAWN = {"quality": 15, "models": 8, "sides": 6, "along": 40, "categories": 18}
+DRAWN = {
+    "quality": 15,
+    "pareto": 90,
+    "models": 8,
+    "sides": 6,
+    "along": 25,
+    "categories": 14,
+    "parts0": 80,
+    "parts1": 80,
+}
+ALL = ("one", "two_models", "two_contexts", "few", "many", "taken_apart", "by_head")
 Open = Callable[..., Any]
 
 
@@ -76,6 +87,9 @@ def opened(driver: Any, tmp_path: Path) -> Open:
         ("two_models", ["quality", "models", "along", "categories"]),
         ("two_contexts", ["quality", "along", "categories"]),
         ("few", ["quality", "sides", "along", "categories"]),
+        ("many", ["quality", "pareto", "along", "categories"]),
+        ("taken_apart", ["quality", "along", "categories", "parts0", "parts1"]),
+        ("by_head", ["parts0"]),
     ],
 )
 def test_pictures_are_drawn(
@@ -153,7 +167,7 @@ def test_tooltips(opened: Open, one: Measurement) -> None:
     assert any(t.startswith("noise floor") for t in titles)
 
 
-@pytest.mark.parametrize("name", ["one", "two_models", "two_contexts"])
+@pytest.mark.parametrize("name", ALL)
 def test_narrow_page_does_not_scroll_sideways(
     name: str, opened: Open, request: pytest.FixtureRequest
 ) -> None:
@@ -165,7 +179,7 @@ def test_narrow_page_does_not_scroll_sideways(
     assert widths[0] <= widths[1] == 400
 
 
-@pytest.mark.parametrize("name", ["one", "two_models", "two_contexts", "few"])
+@pytest.mark.parametrize("name", ALL)
 def test_main_table_fits_a_desktop(name: str, opened: Open, request: pytest.FixtureRequest) -> None:
     browser = opened(request.getfixturevalue(name), width=1100)
     over = browser.execute_script(
@@ -175,7 +189,7 @@ def test_main_table_fits_a_desktop(name: str, opened: Open, request: pytest.Fixt
     assert over <= 0
 
 
-@pytest.mark.parametrize("name", ["one", "two_models", "two_contexts"])
+@pytest.mark.parametrize("name", ALL)
 def test_svg_texts_do_not_overlap(name: str, opened: Open, request: pytest.FixtureRequest) -> None:
     clashes = opened(request.getfixturevalue(name)).execute_script(
         """
@@ -200,3 +214,39 @@ def test_svg_texts_do_not_overlap(name: str, opened: Open, request: pytest.Fixtu
         """
     )
     assert clashes == []
+
+
+def test_where_it_hurts_is_a_section(opened: Open, taken_apart: Measurement) -> None:
+    found = opened(taken_apart).execute_script(
+        """
+        const section = document.getElementById('h-parts').parentElement;
+        const region = section.querySelector('details');
+        region.open = true;
+        const first = region.querySelector('tbody tr');
+        return [section.querySelectorAll('figure').length,
+          section.querySelectorAll('#chart-parts0 .mark > title').length,
+          [...first.cells].map(c => c.textContent),
+          section.querySelector('h3').textContent,
+          region.querySelector('table').getBoundingClientRect().width > 200]
+        """
+    )
+    assert found[:2] == [2, 38], "36 parts, the whole setting, the noise floor"
+    assert found[2][:3] == ["0", "K", "0.0013 [0.0011, 0.0017]"]
+    assert found[3:] == ["q4_0/q4_0", True]
+
+
+def test_picture_file_follows_the_theme(driver: Any, tmp_path: Path, many: Measurement) -> None:
+    path = tmp_path / "pareto.svg"
+    path.write_text(pareto_svg(many), encoding="utf-8")
+    seen = []
+    for theme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        driver.get(path.as_uri())
+        seen.append(
+            driver.execute_script(
+                "return ['rect', 'text'].map(n => getComputedStyle(document.querySelector(n)).fill)"
+            )
+        )
+    assert seen[0][0] == "rgb(255, 255, 255)" and seen[1][0] == "rgb(20, 23, 27)"
+    assert seen[0][1] != seen[1][1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nybble.report import format as fmt
 from nybble.results.records import Estimate
@@ -84,3 +86,42 @@ def test_clean_disarms_control_characters_and_keeps_scripts() -> None:
     assert fmt.clean("x\u202egpj\ud800\uffff") == "x\ufffdgpj\ufffd\ufffd"
     assert fmt.clean("می\u200cخواهم") == "می\u200cخواهم"
     assert fmt.clean("abcdef", 4) == "abc…"
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("q8_0/q4_0", 24, ["q8_0/q4_0"]),
+        ("", 24, [""]),
+        (
+            "exl3_3/exl3_3+at0.5-7:exl3_5/exl3_4+at3:exl3_6/exl3_3",
+            24,
+            ["exl3_3/exl3_3", "+at0.5-7:exl3_5/exl3_4", "+at3:exl3_6/exl3_3"],
+        ),
+        (
+            "turboquant_k4/turboquant_v4+skip0.1.-2.-1",
+            24,
+            ["turboquant_k4/", "turboquant_v4", "+skip0.1.-2.-1"],
+        ),
+        (
+            "int4_per_token_head/int4_per_token_head *",
+            17,
+            ["int4_per_token_", "head/", "int4_per_token_", "head *"],
+        ),
+        ("fp8_e4m3/fp8_e4m3 *", 18, ["fp8_e4m3/", "fp8_e4m3 *"]),
+        ("aaaaaaaa", 3, ["aaa", "aaa", "aa"]),
+    ],
+)
+def test_pieces(text: str, width: int, lines: list[str]) -> None:
+    assert fmt.pieces(text, width) == lines
+
+
+@given(st.text("ab/+_. ", max_size=80), st.integers(1, 30))
+def test_pieces_join_and_fit(text: str, width: int) -> None:
+    found = fmt.pieces(text, width)
+    assert "".join(found) == text and all(len(line) <= width for line in found)
+
+
+def test_labels_are_short_and_settings_whole() -> None:
+    long = "exl3_3/exl3_3+at0.5-7:exl3_5/exl3_4"
+    assert fmt.label(long) == "exl3_3/exl3_3+at0.5-7:e…" and fmt.setting(long) == long

@@ -15,7 +15,7 @@ from nybble.report import describe
 from nybble.report.html import html_report
 from nybble.results.records import Measurement, from_json
 
-ALL = ("one", "two_models", "two_contexts", "few")
+ALL = ("one", "two_models", "two_contexts", "few", "many", "taken_apart", "by_head")
 EXTERNAL = re.compile(
     r"""(?:src|href|srcset|data|action|poster)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?!\#)|@import""",
     re.IGNORECASE,
@@ -100,6 +100,29 @@ def test_sections_and_words(one: Measurement) -> None:
         "Python code",
     ):
         assert words in page, words
+
+
+def test_long_settings_break_where_they_may(many: Measurement) -> None:
+    page = html_report(many)
+    wanted = ("exl3_3/exl3_3", "+at0.5-7:exl3_5/exl3_4", "+at3:exl3_6/exl3_3 *")
+    spans = "<wbr>".join(f'<span class="whole">{line}</span>' for line in wanted)
+    assert f'<th scope="row">{spans}</th>' in page
+    assert '<span class="whole">q4_0/q4_0 *</span></th>' in page
+
+
+def test_many_verdicts_are_counted(many: Measurement) -> None:
+    page = html_report(many)
+    chips = page[page.index('<ul class="chips"') :].partition("</ul>")[0]
+    found = [re.sub("<[^>]+>", "", line) for line in re.findall("<li.*?</li>", chips)]
+    counts = [int(line.split()[0]) for line in found]
+    assert sum(counts) == 40 and found[0].endswith("settings safe") and len(found) <= 5
+
+
+def test_transformers_engine_is_named(many: Measurement, one: Measurement) -> None:
+    page = html.unescape(html_report(many))
+    assert "in transformers 5.23.0 (simulated caches) via decode" in page
+    assert "K and V went through the type's real bytes and back inside the model" in page
+    assert "in llama.cpp b9637 via prefill" in html.unescape(html_report(one))
 
 
 def test_every_picture_has_its_table(one: Measurement) -> None:

@@ -7,12 +7,13 @@ import dataclasses
 import io
 
 import pytest
+from report_builders import LONGEST
 from rich.console import Console
 
 from nybble.report import table
 from nybble.results.records import Measurement
 
-ALL = ("one", "two_models", "two_contexts", "few")
+ALL = ("one", "two_models", "two_contexts", "few", "many", "taken_apart", "by_head")
 
 
 def rendered(m: Measurement, width: int) -> str:
@@ -32,9 +33,10 @@ def test_fits_the_terminal(name: str, width: int, request: pytest.FixtureRequest
     text = rendered(m, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
+    whole = "".join(line.partition(" ")[0] for line in text.splitlines())
     for row in m.rows:
         if row.role == "candidate":
-            assert row.setting in text
+            assert row.setting in text or row.setting in whole
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -94,6 +96,25 @@ def test_simulated_bytes_are_marked(one: Measurement) -> None:
     m = dataclasses.replace(one, rows=rows)
     for text in (rendered(m, 100), table.markdown(m).replace("\\", "")):
         assert "q4_0/q4_0 *" in text and "simulated" in text
+        assert "Gemma 3 1B IT" in text and "in llama.cpp" in text
+
+
+def test_transformers_engine_is_named(many: Measurement) -> None:
+    for text in (rendered(many, 100), table.markdown(many)):
+        flat = " ".join(text.split())
+        assert "Gemma 3 270M" in flat and "(simulated caches)" in flat
+        assert "in transformers" in flat and "llama.cpp" not in flat.split("nybble measure")[0]
+        assert "went through the type's real bytes and back inside the model" in flat
+        assert "sliding layers with one window each" in flat
+
+
+def test_long_settings_are_whole(many: Measurement) -> None:
+    assert f"| {LONGEST} \\* |" in table.markdown(many)
+    lines = rendered(many, 100).splitlines()
+    first = next(i for i, s in enumerate(lines) if s.startswith("exl3_3/exl3_3 "))
+    found = [s.split("  ")[0].strip() for s in lines[first : first + 3]]
+    assert found == ["exl3_3/exl3_3", "+at0.5-7:exl3_5/exl3_4", "+at3:exl3_6/exl3_3 *"]
+    assert "p99.9" in lines[1] + lines[2] and "KiB" not in lines[5], "bytes/token makes room"
 
 
 def test_four_cells(two_models: Measurement) -> None:

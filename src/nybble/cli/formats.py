@@ -11,16 +11,18 @@ from nybble.cli import console
 from nybble.formats import ALIASES, KV_TYPES
 
 HELP = """
-A setting is K/V, for example q8_0/q4_0. Bits are at a head size of 128 and include scales; the
-block must divide the model's head size. llama.cpp runs its own types itself; every type can be
-simulated bit for bit with --engine transformers, with these around it:
-  -norot          llama.cpp's rotation off
-  +first4         first tokens in f16            +recent128      last tokens in f16
-  +chunk512       the current prefill chunk raw  +skip0.1.-1     layers left in f16
-  +mean           key mean removed               +scale          query-aware channel scale
-  +search         block scale by least error     +rot32          also +rotrandom, +rotllama
-  +at0.5-7:q8_0/q4_0   other types in some layers; +at3h1:... in one KV head
-+mean, +scale and the type nyb4 use a calibration, made when missing (nybble calibrate)."""
+A setting is K/V, for example q8_0/q4_0. Bits are at a head size of 128 and
+include scales; the block must divide the model's head size. llama.cpp runs its
+own types itself; every type can be simulated bit for bit with --engine
+transformers, with these around it:
+  -norot       llama.cpp's rotation off
+  +first4      first tokens in f16          +recent128   last tokens in f16
+  +chunk512    current prefill chunk raw    +skip0.1.-1  layers left in f16
+  +mean        key mean removed             +scale       K channels scaled for Q
+  +search      block scale by least error   +rot32       +rotrandom, +rotllama
+  +at0.5-7:q8_0/q4_0  other types in some layers; +at3h1:... in one KV head
++mean, +scale and the type nyb4 use a calibration, made when missing (nybble
+calibrate)."""
 
 
 @click.command()
@@ -40,8 +42,11 @@ def formats(as_json: bool) -> None:
         click.echo(json.dumps({"types": rows, "aliases": ALIASES}, indent=1))
         return
     table = Table()
-    for name in ("KV type", "bits", "against f16", "layout", "engines"):
-        table.add_column(name, justify="right" if name in ("bits", "against f16") else "left")
+    for name in ("KV type", "bits", "of f16", "layout", "engines"):
+        # What is typed into --kv must be there in full, so only words may wrap.
+        words = name in ("layout", "engines")
+        right = name in ("bits", "of f16")
+        table.add_column(name, justify="right" if right else "left", no_wrap=not words)
     for t in KV_TYPES.values():
         engines = ", ".join(t.engines) or "none"
         if not t.quantized:

@@ -116,10 +116,12 @@ def measure(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Measure what KV settings cost in quality on MODEL (a GGUF; the demo model without one).
+    """Measure what KV settings cost in quality on MODEL.
 
-    Every setting is compared token by token with a 16-bit cache on the same weights, over the
-    full vocabulary, in llama.cpp itself. The same command again continues where it stopped.
+    MODEL is a GGUF, a folder with safetensors, or a hub id in the local cache; the demo model
+    without one. Every setting is compared token by token with a 16-bit cache on the same weights,
+    over the full vocabulary: in llama.cpp itself where it has the types, else simulated bit for
+    bit in transformers. The same command again continues where it stopped.
     """
     rotations = _rotations(rotation)
     if fail_over is not None and not fail_over >= 0:
@@ -155,6 +157,7 @@ def _write_report(result: Result) -> Path:
 
 
 def _show(result: Result, report: Path, form: str | None) -> None:
+    from nybble.report.parts import rich_parts
     from nybble.report.table import csv_text, markdown, rich_cells, rich_table
     from nybble.results.records import to_json
 
@@ -168,6 +171,9 @@ def _show(result: Result, report: Path, form: str | None) -> None:
     out.print()
     if two := rich_cells(measurement):
         out.print(two)
+        out.print()
+    for found in rich_parts(measurement):
+        out.print(found)
         out.print()
     out.print(measurement.recommendation, style="bold", markup=False, highlight=False)
     for warning in measurement.warnings:

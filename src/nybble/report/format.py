@@ -137,9 +137,9 @@ def label(text: object) -> str:
 
 
 def pieces(text: str, width: int = LONG) -> list[str]:
-    """Cut a KV setting into lines of at most `width`: before a plus sign, else after a slash.
+    """Cut a KV setting into lines of at most `width`; joined they are the text again.
 
-    Joined they are the text again. A part that is longer than a line alone is cut where it must.
+    Cuts are before a plus sign, else after a slash, else inside a name, else where they must.
     """
     found: list[str] = []
     line = ""
@@ -150,7 +150,8 @@ def pieces(text: str, width: int = LONG) -> list[str]:
         found.append(line)
         line = modifier
         while len(line) > width:
-            cut = max(line.rfind(c, 0, width) for c in "/.: ") + 1 or width
+            cut = line.rfind("/", 0, width) + 1
+            cut = cut or max(line.rfind(c, 0, width) for c in "_:. ") + 1 or width
             found.append(line[:cut])
             line = line[cut:]
     return [piece for piece in (*found, line) if piece] or [""]

@@ -1,9 +1,7 @@
-"""The measurement as a table: terminal, Markdown and CSV, from one list of columns."""
+"""The measurement as a table: terminal and Markdown (and CSV), from one list of columns."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nybble.report import cells, describe, parts, view
 from nybble.report import format as fmt
+from nybble.report.spreadsheet import csv_text as csv_text
 from nybble.results.records import Measurement, Row
 
 if TYPE_CHECKING:
@@ -107,8 +106,8 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
 
     Args:
         m: the measurement.
-        width: columns of the terminal; below 100 bits, bytes/token and p99.9 are left out. Long
-            settings go over several lines, so that the numbers have room.
+        width: columns of the terminal; below 100 bits, bytes/token and p99.9 are left out, and
+            from 100 on as many of them as long settings need. Those go over several lines, too.
     """
     from rich.table import Table
     from rich.text import Text
@@ -116,9 +115,16 @@ def rich_table(m: Measurement, width: int = WIDE) -> Table:
     shown = [c for c in COLUMNS if width >= WIDE or not c.wide]
     groups, spans = view.groups(m), view.has_intervals(m)
     rows = [_terminal(r) for g in groups for r in (*g.candidates, *g.references)]
-    room = width - sum(_column(c, rows) + 1 for c in shown[1:])
-    room -= spans * (max(map(len, ("[low,", *(t["interval"] for t in rows)))) + 1)
-    first = min(max(_NARROWEST, room - 1), _WIDEST)
+    wide = {c.key: _column(c, rows) + 1 for c in shown[1:]}
+    if spans:
+        wide["interval"] = max(map(len, ("[low,", *(t["interval"] for t in rows)))) + 1
+    names = [name for t in rows for name in re.split(r"(?<=/)|(?=\+)", t["setting"])]
+    need = min(max(map(len, names), default=0), fmt.LONG)
+    for key in ("bytes", "p999_kld", "bits"):
+        if key in wide and width - sum(wide.values()) - 1 < need:
+            del wide[key]
+    shown = [c for c in shown if c.key == "setting" or c.key in wide]
+    first = min(max(_NARROWEST, width - sum(wide.values()) - 1), _WIDEST)
     table = Table(
         box=None,
         padding=(0, 1, 0, 0),
@@ -218,33 +224,6 @@ def markdown(m: Measurement) -> str:
     return "\n".join([*lines, "", fence, command, fence, ""])
 
 
-def csv_text(m: Measurement) -> str:
-    """One line per row; every metric with its interval; full precision, no rounding."""
-    metrics = list(describe.METRIC_NAMES)
-    metrics += sorted({n for r in m.rows for n in r.metrics} - set(metrics))
-    plain = (
-        "role model reference setting context k_type v_type rotation_k rotation_v bits "
-        "bytes_per_token cache_bytes n_documents n_tokens n_nonfinite simulated status"
-    ).split()
-    places = ("of", "layer", "side", "head")
-    head = ["model_name", *plain, "verdict", "reason", "error", "part_of", *places[1:]]
-    head += [n + end for n in metrics for end in ("", "_low", "_high")]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    for row in m.rows:
-        line: list[object] = [_safe(view.model_name(m, row.model, 200))]
-        line += [_safe(getattr(row, name)) for name in plain]
-        line += [_safe(row.verdict.label), _safe(row.verdict.reason)] if row.verdict else ["", ""]
-        line.append(_safe(row.error or ""))
-        line += [_safe(getattr(row.part, name)) if row.part else "" for name in places]
-        for name in metrics:
-            found = row.metrics.get(name)
-            line += [found.value, found.low, found.high] if found else ["", "", ""]
-        writer.writerow(line)
-    return out.getvalue()
-
-
 def _column(column: Column, rows: list[dict[str, str]]) -> int:
     """Width of a column in the terminal."""
     return max(map(len, (*column.short.split("\n"), *(t[column.key] for t in rows))))
@@ -290,11 +269,3 @@ def _md(text: str) -> str:
     text = re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _safe(value: object) -> object:
-    """Text that a spreadsheet would run as a formula gets a leading quote."""
-    if not isinstance(value, str):
-        return value
-    text = fmt.clean(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

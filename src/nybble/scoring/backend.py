@@ -11,6 +11,7 @@ from nybble.engines.llamacpp.ffi import engine_identity
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting
 from nybble.models.summary import summarise
+from nybble.results.records import ModelRecord
 from nybble.scoring import prepare as prep
 from nybble.scoring.prepare import WORKER, PreparedModel, Sizes
 from nybble.scoring.request import MOST_CONTEXT, MeasureRequest, Progress
@@ -46,6 +47,9 @@ class Backend(Protocol):
     def tokenizer(self, model: PreparedModel) -> tuple[EngineProcess, dict[str, Any]]:
         """A child that cuts text into chunks, and what its requests must name."""
 
+    def record(self, model: PreparedModel) -> ModelRecord:
+        """What the result says of a model, once the engine has loaded it."""
+
     def versions(self) -> dict[str, str]:
         """Versions and features that belong into the record."""
 
@@ -57,7 +61,8 @@ class Backend(Protocol):
 class Parts(Backend, Protocol):
     """An engine that can give every layer a setting of its own."""
 
-    layers: list[dict[str, int]]  # index, heads, k_dim, v_dim of every layer that owns keys
+    # index, count, heads, k_dim, v_dim, window (0 for none) of every layer that owns keys
+    layers: list[dict[str, int]]
 
     def start(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         """The child, which stays the engine's."""
@@ -137,6 +142,10 @@ class LlamaCpp:
         child, info = gguf_tokenizer(model.scored_file, self._request.timeout)
         self._info = info
         return child, {}
+
+    def record(self, model: PreparedModel) -> ModelRecord:
+        """As its file says."""
+        return model.record
 
     def versions(self) -> dict[str, str]:
         """As the engine says."""

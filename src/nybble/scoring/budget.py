@@ -7,11 +7,13 @@ error on that very layer's keys or values, since KLD is quadratic in small error
     cost(layer, side, type) = KLD(layer, side, probe) * error(type) / error(probe)
 
 Everything starts at the smallest type; the upgrade with the largest gain per byte is taken as
-long as the bytes allow. The proposal is then measured as a whole, beside a uniform setting.
+long as the bytes allow. Bytes are those of the whole cache at the longest context measured; a
+sliding layer holds one window. The proposal is then measured as a whole, beside a uniform setting.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ from nybble.errors import NybbleError
 from nybble.formats import KVSetting, kv_type, make, parse, unique
 from nybble.formats.around import At
 from nybble.results.store import RunStore
-from nybble.scoring.cells import part_series
+from nybble.scoring.cells import lanes_of, part_series
 from nybble.scoring.request import DEFAULT_SETTINGS, MeasureRequest, Progress
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def greedy(sites: Mapping[Site, Sequence[Rung]], budget: float) -> dict[Site, st
 
     Args:
         sites: rungs of each site, smallest first.
-        budget: bytes a token.
+        budget: bytes.
 
     Raises:
         NybbleError: not even the smallest types fit.
@@ -61,7 +63,7 @@ def greedy(sites: Mapping[Site, Sequence[Rung]], budget: float) -> dict[Site, st
     left = budget - sum(rungs[0].bytes for rungs in sites.values())
     if left < -1e-9:
         raise NybbleError(
-            "the budget is below the smallest type", seen=f"{budget:,.0f} bytes a token",
+            "the budget is below the smallest type", seen=f"{budget:,.0f} bytes",
             allowed=f"{budget - left:,.0f} or more", hint="a larger --budget, or smaller types",
         )  # fmt: skip
     while True:
@@ -71,8 +73,11 @@ def greedy(sites: Mapping[Site, Sequence[Rung]], budget: float) -> dict[Site, st
             # Looking past the next rung lets a weak one be jumped over.
             for i in range(at[site] + 1, len(rungs)):
                 more = rungs[i].bytes - here.bytes
-                gain = (here.cost - rungs[i].cost) / more
-                if more <= left + 1e-9 and gain > 0 and (best is None or gain > best[0]):
+                less = here.cost - rungs[i].cost
+                if more > left + 1e-9 or less <= 0:
+                    continue
+                gain = less / more if more > 0 else math.inf
+                if best is None or gain > best[0]:
                     best = (gain, site, i)
         if best is None:
             return {site: rungs[at[site]].name for site, rungs in sites.items()}
@@ -105,14 +110,17 @@ def with_budget(
     """The request with the proposal and the uniform setting of equal bytes as its settings.
 
     Raises:
-        NybbleError: two models, types that cannot make a ladder, or too small a budget.
+        NybbleError: types that cannot make a ladder, or too small a budget.
     """
     assert request.budget is not None
-    if len(models) > 1:
-        raise NybbleError("--budget takes one model", hint="leave --against out")
-    ladder = _ladder(request)
-    sizes = {name: _bits(name, backend) for name in ladder}
-    fitting = [name for name in ladder if sizes[name] <= request.budget + 1e-9]
+    names = _ladder(request)
+    # Tokens that each layer holds, in the order of backend.layers.
+    longest = max(text.chunks)
+    cells = [min(longest, layer["window"] or longest) for layer in backend.layers]
+    sizes = {name: _bits(name, backend, cells) for name in names}
+    ladder = sorted(names, key=sizes.__getitem__)
+    fits = [name for name in ladder if sizes[name] <= request.budget + 1e-9]
+    fitting = [name for name in fits if kv_type(name).quantized]
     if not fitting:
         raise NybbleError(
             "the budget is below the smallest type", seen=f"--budget {request.budget:g}",
@@ -132,13 +140,14 @@ def with_budget(
     total = 0.0
     for i, layer in enumerate(backend.layers):
         for j, side in enumerate("KV"):
-            dim = layer["heads"] * layer["k_dim" if side == "K" else "v_dim"]
-            total += dim
+            stored = cells[i] * layer["heads"] * layer["k_dim" if side == "K" else "v_dim"]
+            total += stored
             scale = costs[layer["index"], side] / max(errors[probe][i][j], 1e-30)
-            sites[layer["index"], side] = [
-                Rung(name, dim * _side_bits(name, layer, side) / 8, scale * errors[name][i][j])
+            rungs = [
+                Rung(name, stored * _side_bits(name, layer, side) / 8, scale * errors[name][i][j])
                 for name in ladder
             ]
+            sites[layer["index"], side] = sorted(rungs, key=lambda rung: rung.bytes)
     proposal = as_setting(greedy(sites, request.budget * total / 8))
     progress.note(f"proposed for {request.budget:g} bits: {proposal}")
     uniform = make(probe, probe)
@@ -151,12 +160,13 @@ def with_budget(
 
 
 def _ladder(request: MeasureRequest) -> list[str]:
-    """Types to choose from, smallest first: those of --kv, or ExLlamaV3's."""
-    given = [s for s in request.settings if str(s) not in DEFAULT_SETTINGS]
-    names = LADDER if not given else tuple(dict.fromkeys(n for s in given for n in (s.k, s.v)))
-    ladder = sorted(names, key=lambda name: kv_type(name).bits)
+    """Types to choose from: those of --kv, or ExLlamaV3's."""
+    given = request.settings
+    if tuple(map(str, given)) == DEFAULT_SETTINGS:
+        return list(LADDER)
+    ladder = list(dict.fromkeys(n for s in given for n in (s.k, s.v)))
     bad = [n for n in ladder if kv_type(n).sides != "KV" or kv_type(n).calibrated]
-    if len(ladder) < 2 or bad:
+    if len(ladder) < 2 or bad or not any(kv_type(n).quantized for n in ladder):
         raise NybbleError(
             "a budget is spread over two or more types that store K and V alike",
             seen=", ".join(bad or ladder),
@@ -169,14 +179,14 @@ def _side_bits(name: str, layer: Mapping[str, int], side: str) -> float:
     return kv_type(name).bits_at(layer["k_dim" if side == "K" else "v_dim"])
 
 
-def _bits(name: str, backend: Parts) -> float:
-    """Bits an element of a type over all layers of this model."""
+def _bits(name: str, backend: Parts, cells: Sequence[int]) -> float:
+    """Bits an element of a type over the whole cache of this model."""
     bits = elements = 0.0
-    for layer in backend.layers:
+    for layer, n in zip(backend.layers, cells, strict=True):
         for side in "KV":
-            dim = layer["heads"] * layer["k_dim" if side == "K" else "v_dim"]
-            elements += dim
-            bits += dim * _side_bits(name, layer, side)
+            stored = n * layer["heads"] * layer["k_dim" if side == "K" else "v_dim"]
+            elements += stored
+            bits += stored * _side_bits(name, layer, side)
     return bits / elements
 
 
@@ -197,9 +207,10 @@ def _sensitivities(
     series = part_series(parse(probe), backend.layers, "layer")
     costs: dict[Site, float] = {}
     with RunStore(request.out or default_folder(backend, models, request)) as store:
-        runner = CellRunner(models, request, store, progress, usable_cpus(), backend)
+        threads = request.threads or usable_cpus()
+        runner = CellRunner(models, request, store, progress, threads, backend)
         todo = runner.missing(series, chunks)
-        work = sum(len(wanted) for wanted in todo) * (context - 1)
+        work = sum(len(lanes_of(wanted)) for wanted in todo) * (context - 1)
         if work:
             progress.begin(f"each layer alone in {probe}", work)
             runner.run(todo, chunks)

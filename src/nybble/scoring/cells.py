@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -49,12 +50,14 @@ def part_series(
 
     Args:
         setting: a quantized setting.
-        layers: index and KV heads of every layer that owns keys.
+        layers: index, number of the model's layers and KV heads of every layer that owns keys.
         by: "layer" or "head".
         label: the model.
     """
     found = []
     for layer in layers:
+        if setting.at_layer(layer["index"], layer["count"])[-1] == (None, "f16", "f16"):
+            continue  # skipped by the setting: there is nothing to measure
         for head in range(layer["heads"]) if by == "head" else (None,):
             for side, k, v in (("K", setting.k, "f16"), ("V", "f16", setting.v)):
                 if (setting.k if side == "K" else setting.v) == "f16":
@@ -134,7 +137,8 @@ class CellNames:
                 "tokens": hashlib.sha256(tokens).hexdigest(),
             }
         )
-        setting = str(series.lane.setting).replace("/", "-")
+        # A setting that names many layers is longer than a file name may be.
+        setting = re.sub(r"[^A-Za-z0-9_.+-]", "-", str(series.lane.setting))[:80]
         return f"c{len(chunk.tokens)}-{setting}-{key}"
 
 

@@ -65,7 +65,7 @@ class Collector:
             k_type=setting.k, v_type=setting.v,
             model=series.lane.model, reference=series.reference,
             rotation_k=rotation_k, rotation_v=rotation_v,
-            bits=size.bits, bytes_per_token=size.per_token,
+            bits=size.bits[context], bytes_per_token=size.per_token,
             cache_bytes=size.total[context],
             cache_bytes_at={str(c): b for c, b in sorted(size.total.items())},
             simulated=self._runner.simulated,

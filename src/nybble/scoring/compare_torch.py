@@ -24,7 +24,8 @@ class TorchReference:
     def __init__(self, logits: torch.Tensor, tokens: npt.NDArray[np.int32], first: int) -> None:
         self._logits = logits
         self._tokens = torch.from_numpy(np.array(tokens, dtype=np.int64)).to(logits.device)
-        two, top = logits.topk(2, dim=-1)
+        two = logits.topk(2, dim=-1).values
+        top = logits.argmax(-1)  # of equal ones the first, as `compare` takes it; topk takes any
         self._peak = two[:, :1]
         self._exp = torch.exp(logits - self._peak)
         self._sum = self._exp.sum(-1, dtype=torch.float64)
@@ -32,7 +33,7 @@ class TorchReference:
         base = np.zeros(len(logits), dtype=ROW)
         base["position"] = np.arange(first, first + len(logits))
         base["token"] = tokens
-        base["top_ref"] = top[:, 0].cpu().numpy()
+        base["top_ref"] = top.cpu().numpy()
         base["margin_ref"] = (two[:, 0] - two[:, 1]).cpu().numpy()
         base["nll_ref"] = (self._lse - self._of_token(logits)).cpu().numpy()
         self._base = base

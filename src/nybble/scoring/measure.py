@@ -100,6 +100,8 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
         text = gather(models[0], named, request, progress, backend)
         if isinstance(backend, Parts):
             backend.start(models, progress)
+            window = backend.record(models[0]).sliding_window
+            warnings += prep.window_warnings(request.contexts, window)
             if request.budget is not None:
                 request = with_budget(request, backend, models, text, progress)
         series = wanted_series(request)
@@ -213,7 +215,7 @@ def _record(
 ) -> Measurement:
     outcome = runner.outcome
     spent = outcome.decode_s + outcome.compare_s
-    records = [m.record for m in models]
+    records = [backend.record(m) for m in models]
     known = backend.versions()
     protocol = {
         **backend.protocol,
@@ -288,8 +290,8 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
             seconds = chunks * tokens * summary.n_params / speed
             found.append(
                 PlannedCell(
-                    str(s.lane.setting), s.role, context, chunks, size.bits, size.per_token,
-                    size.total[context], seconds,
+                    str(s.lane.setting), s.role, context, chunks, size.bits[context],
+                    size.per_token, size.total[context], seconds,
                 )
             )  # fmt: skip
     return found

@@ -236,9 +236,12 @@ def calibration_path(model: PreparedModel, cache: Path) -> Path:
 
 @dataclass(frozen=True)
 class SettingSize:
-    """Bytes of one setting: bits an element, bytes a token, bytes at each context."""
+    """Bytes of one setting: bits an element at each context, bytes a token, bytes at each context.
 
-    bits: float
+    Bits depend on the context where some tokens are stored otherwise than most.
+    """
+
+    bits: dict[int, float]
     per_token: float
     total: dict[int, int]
 
@@ -270,5 +273,7 @@ def setting_size(entries: Iterable[dict[str, Any]], setting: str) -> SettingSize
     """One setting's size out of a worker's answer to `sizes`."""
     mine = [e for e in entries if e["setting"] == setting]
     return SettingSize(
-        mine[0]["bits"], mine[0]["per_token"], {int(e["context"]): int(e["total"]) for e in mine}
+        {int(e["context"]): e["bits"] for e in mine},
+        mine[0]["per_token"],
+        {int(e["context"]): int(e["total"]) for e in mine},
     )

@@ -102,6 +102,11 @@ class MeasureRequest:
             raise NybbleError(
                 "--budget is in bits an element", seen=self.budget, allowed="more than 0, up to 16"
             )
+        if self.budget is not None and self.against is not None:
+            raise NybbleError(
+                "--budget is about one model", seen=f"--against {self.against}",
+                hint="leave --against out, then compare what it proposes",
+            )  # fmt: skip
         if self.engine == "llama.cpp" and (self.by or self.budget):
             raise NybbleError(
                 "llama.cpp stores every layer alike, so it cannot measure one alone",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Transformers:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._calibrations: dict[str, str] = {}
         self._info: dict[str, str] = {}
+        self._shapes: dict[str, dict[str, Any]] = {}
         self.layers: list[dict[str, int]] = []
 
     def check(self, paths: Sequence[Path]) -> list[str]:
@@ -84,12 +86,12 @@ class Transformers:
         record = ModelRecord(
             label=label,
             name=checkpoint.name,
-            file=checkpoint.path.name,
+            file=checkpoint.path.name or checkpoint.name,
             sha256=sha256,
             architecture=checkpoint.architecture,
             size_bytes=checkpoint.size_bytes,
             shipped_weights=_shipped(checkpoint),
-            scored_weights=f"torch on {self._request.device}",
+            scored_weights="as shipped",  # `record` says in what and where
             context_length=checkpoint.context_length or 0,
             sliding_window=None,
             framing=prep.describe_framing(checkpoint.chat_template, template),
@@ -119,6 +121,7 @@ class Transformers:
                 }
             )
             self._info, self.layers = reply.header["info"], reply.header["layers"]
+            self._shapes = dict(zip("ab", reply.header["models"], strict=False))
             if any(s.calibrated for s in self._request.settings):
                 for i, model in enumerate(models):
                     self._calibrate(child, i, model, progress)
@@ -137,8 +140,8 @@ class Transformers:
                     "there is no such calibration", seen=path, hint="nybble calibrate MODEL"
                 )
             self.calibrate(child, index, model, path, None, progress)
-        reply = child.request({"op": "calibration", "model": index, "path": str(path)})
-        self._calibrations[model.label] = reply.header["text"]
+        child.request({"op": "calibration", "model": index, "path": str(path)})
+        self._calibrations[model.label] = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def calibrate(
         self,
@@ -208,6 +211,16 @@ class Transformers:
             return child, {}
         child = EngineProcess(TORCH_WORKER, timeout=self._request.timeout)
         return child, {"path": str(model.source)}
+
+    def record(self, model: PreparedModel) -> ModelRecord:
+        """With what the loaded model says of itself."""
+        shape = self._shapes[model.label]
+        return replace(
+            model.record,
+            scored_weights=f"{self._info['weights']} in torch on {self._info['device']}",
+            context_length=model.record.context_length or shape["context"],
+            sliding_window=shape["window"],
+        )
 
     def versions(self) -> dict[str, str]:
         """Of transformers and torch; the device under "features"."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +49,7 @@ Stores = list[tuple[SideStore, SideStore]]
 class _Loaded:
     model: TorchModel
     fingerprint: str
+    longest: int  # tokens it was trained for, 0 where nothing says so
     calibration: Calibration | None = None
 
 
@@ -74,13 +75,25 @@ class TorchWorker(BaseWorker):
                 resolve(name), Path(h["cache"]), dtype, self._device, NAME,
                 lambda **fields: self.event(**fields),
             )  # fmt: skip
-            self._loaded.append(_Loaded(TorchModel(loaded), fingerprint))
-        layers = [
-            {"index": s.owner, "heads": s.layer.heads, "k_dim": s.layer.k_dim,
-             "v_dim": s.layer.v_dim, "window": s.window}
+            text = loaded.config.get_text_config()  # what the class itself fills in
+            longest = int(getattr(text, "max_position_embeddings", None) or 0)
+            self._loaded.append(_Loaded(TorchModel(loaded), fingerprint, longest))
+        widths = {x.model.n_vocab for x in self._loaded}
+        if len(widths) > 1:  # one tokenizer, but one of them padded
+            raise EngineError(
+                "the logits of the two models cannot be compared",
+                seen=" and ".join(f"{x.model.n_vocab:,}" for x in self._loaded),
+                allowed="two models with logits of one width",
+            )
+        layers = [  # of the first model: parts and budgets are about one
+            {**asdict(s.layer), "window": s.window or 0}
             for s in self._loaded[0].model.shapes if s.layer is not None
         ]  # fmt: skip
-        return Frame({"info": self._info(), "layers": layers})
+        models = [
+            {"window": max(s.window or 0 for s in x.model.shapes) or None, "context": x.longest}
+            for x in self._loaded
+        ]
+        return Frame({"info": self._info(), "layers": layers, "models": models})
 
     def _info(self) -> dict[str, str]:
         features = platform.machine()
@@ -95,7 +108,7 @@ class TorchWorker(BaseWorker):
         }
 
     def do_sizes(self, request: Frame) -> Frame:
-        """Cache bytes of every setting at every context, of the first model's geometry."""
+        """Cache bytes of every setting at every context, of every model."""
         h = request.header
         found = []
         for loaded, label in zip(self._loaded, h["labels"], strict=True):
@@ -200,16 +213,18 @@ class TorchWorker(BaseWorker):
             following = tokens[begin + 1 : begin + 1 + rows.stop - rows.start]
             references: dict[int, TorchReference] = {}
             for lane in sorted({r for _, r in pairs}):
+                self.event(step="compare", lane=lane)
                 logits = self._logits(lane, hidden[lane][rows], clock)
                 with clock.comparing:
                     references[lane] = TorchReference(logits, following, begin)
             for lane in sorted({a for a, _ in pairs}):
+                self.event(step="compare", lane=lane)
                 logits = self._logits(lane, hidden[lane][rows], clock)
                 with clock.comparing:
                     for (a, reference), part in zip(pairs, parts, strict=True):
                         if a == lane:
                             part.append(references[reference].compare(logits))
-            self.event(step="compare", done=len(used) * (rows.stop - rows.start))
+            self.event(done=len(used) * (rows.stop - rows.start))
         merged = [np.concatenate(p) for p in parts]
         header = {
             "rows": [len(r) for r in merged], "decode": clock.decode, "compare": clock.compare,
@@ -269,11 +284,10 @@ def _size(model: TorchModel, stores: Stores, context: int) -> dict[str, float]:
     elements = sum(
         n * y.heads * (y.k_dim + y.v_dim) for n, y in zip(cells, model.layers, strict=True)
     )
-    # What one more token adds where nothing slides; over many tokens, since some are stored
-    # in groups.
-    more = 4096
-    grown = cache_bytes(stores, model.layers, model.cells(context + more))
-    return {"total": total, "per_token": (grown - total) / more, "bits": total * 8 / elements}
+    # What one more token adds once all windows are full; over many, since some are stored in
+    # groups.
+    few, many = (cache_bytes(stores, model.layers, model.cells(n << 24)) for n in (1, 2))
+    return {"total": total, "per_token": (many - few) / (1 << 24), "bits": total * 8 / elements}
 
 
 def _applied(stores: Stores, model: TorchModel) -> dict[str, Any]:

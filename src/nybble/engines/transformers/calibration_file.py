@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -48,7 +49,8 @@ def save(calibration: Calibration, path: Path) -> None:
             hint="NYBBLE_CACHE=/a/folder/of/yours",
         ) from error  # fmt: skip
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def load(path: Path, fingerprint: str, layers: list[Layer]) -> Calibration:
@@ -62,7 +64,14 @@ def load(path: Path, fingerprint: str, layers: list[Layer]) -> Calibration:
     Raises:
         ModelFileError: damaged, of another model, or of another version.
     """
-    about = read_header(path).metadata
+    try:
+        about = read_header(path).metadata
+        tokens = int(about.get("nybble.tokens", "0"))
+    except (ModelFileError, ValueError) as error:
+        why = error.what if isinstance(error, ModelFileError) else "a wrong number of tokens"
+        raise ModelFileError(
+            "cannot read the calibration", seen=f"{path}: {why}", hint=_HINT
+        ) from error
     if about.get("nybble.version") != str(VERSION):
         raise ModelFileError(
             "not a calibration this nybble reads", seen=f"{path}: version "
@@ -95,9 +104,7 @@ def load(path: Path, fingerprint: str, layers: list[Layer]) -> Calibration:
                     hint=_HINT,
                 )
         found[layer.index] = LayerCalibration(**{n: p.float() for n, p in parts.items()})  # type: ignore[union-attr]
-    return Calibration(
-        found, fingerprint, int(about.get("nybble.tokens", "0")), about.get("nybble.text", "")
-    )
+    return Calibration(found, fingerprint, tokens, about.get("nybble.text", ""))
 
 
 def _shape(name: str, layer: Layer) -> tuple[int, ...]:

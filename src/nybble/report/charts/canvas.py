@@ -26,7 +26,7 @@ from nybble.results.records import Estimate
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.text import Text
+    from matplotlib.text import Annotation, Text
 
 WIDTH = 7.6  # inches; the page shows 547 units at about 900 px, so 8 pt text reads as 13 px
 SIZE = 8.0
@@ -226,7 +226,7 @@ def log_range(values: Sequence[float]) -> tuple[float, float]:
     return min(positive) / 1.8, max(positive) * 1.8
 
 
-def level(picture: Picture, axes: Axes, at: Estimate, name: str, theme: Theme) -> Text:
+def level(picture: Picture, axes: Axes, at: Estimate, name: str, theme: Theme) -> Annotation:
     """A dashed line across, named at its left end; returns the name."""
     text = f"{name} {fmt.kld(at.value)}"
     line = axes.axhline(at.value, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)))

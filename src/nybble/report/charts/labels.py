@@ -11,7 +11,7 @@ from nybble.report.view import MANY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Text
+    from matplotlib.text import Annotation, Text
 
     from nybble.report.view import Group
 
@@ -174,7 +174,7 @@ def beside_points(
     theme: Theme,
     extra: Sequence[Box] = (),
     optional: bool = False,
-) -> list[Box]:
+) -> list[Box | None]:
     """Write labels next to data points, clear of points, whiskers and `extra` boxes.
 
     Args:
@@ -187,7 +187,7 @@ def beside_points(
         optional: quieter labels; those without a free place near their point are left out.
 
     Returns:
-        Where labels are, in pixels.
+        Where each label is, in pixels; None where it was left out.
     """
     figure = axes.get_figure()
     assert figure is not None
@@ -211,11 +211,12 @@ def beside_points(
     frame = Box(float(area.x0), float(area.y0), float(area.x1), float(area.y1))
     boxes = place(pixels, sizes, obstacles, frame, unit)
     back = axes.transData.inverted()
-    kept: list[Box] = []
+    kept: list[Box | None] = []
     for label, box, (px, py) in zip(drawn, boxes, pixels, strict=True):
         far = math.dist(box.nearest(px, py), (px, py)) > _FAR * unit
         if optional and (far or not box.inside(frame) or _covers(box, [*obstacles, *kept])):
             label.remove()
+            kept.append(None)
             continue
         kept.append(box)
         middle = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
@@ -227,12 +228,27 @@ def beside_points(
         if far:
             line = back.transform([(px, py), box.nearest(px, py)])
             axes.plot(line[:, 0], line[:, 1], color=theme.muted, linewidth=0.6, zorder=2)
-            kept += _leader(px, py, box, unit)
     return kept
 
 
-def _covers(box: Box, others: Sequence[Box]) -> bool:
-    return any(box.overlap(other) > 0 for other in others)
+def settle(text: Annotation, obstacles: Sequence[Box]) -> None:
+    """Move a name along its horizontal line, above or below, to where it covers least."""
+    best: tuple[float, float, float] | None = None
+    for drop in (3, -10):  # points above the line
+        for share in (0.0, 0.2, 0.4, 0.6, 0.8):
+            text.xy = (share, text.xy[1])
+            text.set_position((4, drop))
+            mine = extent(text)
+            covered = sum(mine.overlap(box) for box in obstacles)
+            if best is None or covered < best[0]:
+                best = (covered, share, drop)
+    assert best is not None
+    text.xy = (best[1], text.xy[1])
+    text.set_position((4, best[2]))
+
+
+def _covers(box: Box, others: Sequence[Box | None]) -> bool:
+    return any(other is not None and box.overlap(other) > 0 for other in others)
 
 
 def at_line_ends(
