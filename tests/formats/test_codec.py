@@ -22,7 +22,7 @@ from nybble.formats.codec import (  # noqa: E402
 )
 from nybble.formats.reads import ALL, Reads  # noqa: E402
 from nybble.formats.registry import KV_TYPES, kv_type  # noqa: E402
-from nybble.formats.rotation import hadamard, signs  # noqa: E402
+from nybble.formats.rotation import hadamard, rotate, signs, unrotate  # noqa: E402
 from nybble.formats.search import Searched  # noqa: E402
 from nybble.formats.setting import parse  # noqa: E402
 
@@ -303,3 +303,31 @@ def test_no_setting_reads_ahead(text: str) -> None:
     group = found.kind.tokens
     first_raw = found.reads.first_raw(torch.arange(300))
     assert (first_raw // group * group >= first_raw).all() or (first_raw % group == 0).all()
+
+
+class TestQueries:
+    """llama.cpp's kernels round queries to 8 bits before they meet codes."""
+
+    def test_rounded_as_q8_0_in_the_rotated_order(self) -> None:
+        q = torch.randn(4, 5, DIM, generator=torch.Generator().manual_seed(1))
+        (k, v) = layer_stores(parse("q4_0"), Layer(0, 1, 2, DIM, DIM), gguf=True)
+        found = k.round_queries(q, 2)
+        order = torch.arange(DIM).view(2, DIM // 2).T.reshape(-1)
+        n = k.codecs[0][1].rotation
+        turned = rotate(q[..., order], n)
+        back = unrotate(kv_type("q8_0").roundtrip(turned), n)[..., order.argsort()]
+        assert torch.equal(found, back)
+        assert 1e-4 < ((found - q).norm() / q.norm()).item() < 0.01
+        assert torch.equal(v.round_queries(q, 2), q)
+
+    @pytest.mark.parametrize("text", ["f16", "exl3_4", "q4_0+recent8", "q4_0+first4", "f16/q4_0"])
+    def test_left_alone(self, text: str) -> None:
+        q = torch.randn(4, 5, DIM)
+        k, _ = layer_stores(parse(text), Layer(0, 1, 2, DIM, DIM))
+        assert k.round_queries(q, 2) is q
+
+    def test_by_head(self) -> None:
+        q = torch.randn(4, 5, DIM)
+        k, _ = layer_stores(parse("f16+at0h1:q8_0/f16"), Layer(0, 1, 2, DIM, DIM))
+        found = k.round_queries(q, 2)
+        assert torch.equal(found[:2], q[:2]) and not torch.equal(found[2:], q[2:])

@@ -53,6 +53,7 @@ class Codec:
         mean: taken off before, added after; float32 [heads, 1, D].
         scale: divided by before, multiplied with after; float32 [heads, 1, D].
         order: the engine's order of the channels, int64 [D].
+        query: the type that queries are rounded to, or None.
     """
 
     kind: KVType
@@ -63,6 +64,20 @@ class Codec:
     mean: torch.Tensor | None = None
     scale: torch.Tensor | None = None
     order: torch.Tensor | None = None
+    query: KVType | None = None
+
+    def round_query(self, x: torch.Tensor) -> torch.Tensor:
+        """What the engine makes of queries before they meet these keys.
+
+        Args:
+            x: queries of one KV head's group after RoPE, [group, n, D].
+        """
+        if self.query is None:
+            return x
+        y = x.float() if self.order is None else x.float()[..., self.order]
+        y = rotate(y, self.rotation, random=self.random)
+        y = unrotate(self.query.roundtrip(y), self.rotation, random=self.random)
+        return (y if self.order is None else y[..., self.order.argsort()]).to(x.dtype)
 
     def roundtrip(self, x: torch.Tensor) -> torch.Tensor:
         """What readers of the cache get.
@@ -131,6 +146,16 @@ class SideStore:
                 out[head] = codec.roundtrip(x)[head]
         assert out is not None
         return out
+
+    def round_queries(self, x: torch.Tensor, heads: int) -> torch.Tensor:
+        """See `Codec.round_query`; x [query heads, n, D], returned as it is if nothing rounds."""
+        if all(codec.query is None for _, codec in self.codecs):
+            return x
+        by_head = [self.codecs[0][1]] * heads
+        for head, codec in self.codecs[1:]:
+            by_head[head or 0] = codec
+        groups = x.reshape(heads, -1, *x.shape[1:])
+        return torch.cat([c.round_query(q) for c, q in zip(by_head, groups, strict=True)])
 
     def bytes_stored(self, n: int, heads: int, head_dim: int) -> int:
         """Bytes of all heads of one layer for n tokens."""
@@ -253,9 +278,13 @@ def _codec(
     if around.search:
         kind = Searched.of(kind)
     order = gguf_order(dim, device) if gguf and keys and kind.ggml_id is not None else None
+    # Rounding is what a kernel does that reads codes; around raw or moved keys it knows nothing.
+    plain = around.first is None and not (around.mean or around.scale or around.rotate)
+    plain = plain and reads.rule == "all" and keys and bool(kind.query)
     return Codec(
         kind, reads.at_decode() if decode else reads, width(rotation, dim, side),
         rotation == "random", first, mean, scale, order,
+        kv_type(kind.query) if plain else None,
     )  # fmt: skip
 
 

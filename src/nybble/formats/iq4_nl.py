@@ -89,6 +89,6 @@ class IQ4NL(KVType):
 
 TYPES = (
     IQ4NL("iq4_nl", "32 x 4 bits into a fixed non-linear table + fp16 scale",
-          "ggml-quants.c, quantize_row_iq4_nl_ref", ("llama.cpp",), block=32, rotation="llama",
-          ggml_id=20),
+          "ggml-quants.c, quantize_row_iq4_nl_ref", ("llama.cpp",), block=32,
+          rotation="llama", query="q8_0", ggml_id=20),
 )  # fmt: skip

@@ -34,6 +34,8 @@ class KVType(ABC):
         rotation: the rotation put around it, which a setting can switch off; "none" where the
             codec has one built in or none at all (formats/rotation.py).
         first: first tokens kept in f16.
+        query: type that the engine rounds a query to before it meets keys of this type, "" for
+            none; no part of what is stored, but of every score.
         calibrated: whether it needs statistics of the model (formats/calibration.py).
         ggml_id: the enum value in ggml.h, or None for a type ggml does not have.
     """
@@ -48,6 +50,7 @@ class KVType(ABC):
     reads: Reads = ALL
     rotation: str = "none"
     first: int = 0
+    query: str = ""
     calibrated: bool = False
     ggml_id: int | None = None
 

@@ -51,5 +51,5 @@ class Q4_0(KVType):
 
 TYPES = (
     Q4_0("q4_0", "32 x 4 bits + fp16 scale", "ggml-quants.c, quantize_row_q4_0_ref",
-         ("llama.cpp", "ollama"), block=32, rotation="llama", ggml_id=2),
+         ("llama.cpp", "ollama"), block=32, rotation="llama", query="q8_0", ggml_id=2),
 )  # fmt: skip

@@ -52,6 +52,6 @@ class Q4_1(KVType):
 
 TYPES = (
     Q4_1("q4_1", "32 x 4 bits + fp16 scale + fp16 minimum",
-         "ggml-quants.c, quantize_row_q4_1_ref", ("llama.cpp",), block=32, rotation="llama",
-         ggml_id=3),
+         "ggml-quants.c, quantize_row_q4_1_ref", ("llama.cpp",), block=32,
+         rotation="llama", query="q8_0", ggml_id=3),
 )  # fmt: skip

@@ -50,5 +50,5 @@ class Q5_0(KVType):
 
 TYPES = (
     Q5_0("q5_0", "32 x 5 bits + fp16 scale", "ggml-quants.c, quantize_row_q5_0_ref",
-         ("llama.cpp",), block=32, rotation="llama", ggml_id=6),
+         ("llama.cpp",), block=32, rotation="llama", query="q8_0", ggml_id=6),
 )  # fmt: skip

@@ -51,6 +51,6 @@ class Q5_1(KVType):
 
 TYPES = (
     Q5_1("q5_1", "32 x 5 bits + fp16 scale + fp16 minimum",
-         "ggml-quants.c, quantize_row_q5_1_ref", ("llama.cpp",), block=32, rotation="llama",
-         ggml_id=7),
+         "ggml-quants.c, quantize_row_q5_1_ref", ("llama.cpp",), block=32,
+         rotation="llama", query="q8_0", ggml_id=7),
 )  # fmt: skip

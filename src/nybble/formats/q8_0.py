@@ -60,5 +60,5 @@ class Q8_0(KVType):
 
 TYPES = (
     Q8_0("q8_0", "32 x int8 + fp16 scale", "ggml-quants.c, quantize_row_q8_0_ref",
-         ("llama.cpp", "ollama"), block=32, rotation="llama", ggml_id=8),
+         ("llama.cpp", "ollama"), block=32, rotation="llama", query="q8_0", ggml_id=8),
 )  # fmt: skip

@@ -52,8 +52,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a run folder that cannot be made or written, before any work is done for it.
+def check_folder(
+    folder: Path, what: str = "the run folder", hint: str = "--out FOLDER where you may write"
+) -> None:
+    """Refuse a folder that cannot be made or written, before any work is done for it.
 
     Raises:
         NybbleError: a part of the path is a file, or may not be written.
@@ -63,9 +65,9 @@ def check_folder(folder: Path) -> None:
         near = near.parent
     if not near.is_dir() or not os.access(near, os.W_OK | os.X_OK):
         raise NybbleError(
-            "cannot write to the run folder",
+            f"cannot write to {what}",
             seen=f"{folder}: {near} {'may not be written' if near.is_dir() else 'is a file'}",
-            hint="--out FOLDER where you may write",
+            hint=hint,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nybble.environment import cache_dir
 from nybble.errors import NybbleError
+from nybble.results.store import check_folder
 from nybble.scoring import prepare as prep
 from nybble.scoring.request import MeasureRequest, Progress, Silent
 
@@ -52,6 +53,7 @@ def calibrate(
     target = out or prep.calibration_path(prepared, cache_dir())
     if target.exists() and not fresh:
         raise NybbleError("there is a calibration already", seen=target, hint="--fresh replaces it")
+    check_folder(target.parent, "the calibration's folder", "--out FILE where you may write")
     try:
         child = backend.start([prepared], progress)
         tokens = backend.calibrate(child, 0, prepared, target, text, progress)

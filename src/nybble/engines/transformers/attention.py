@@ -117,7 +117,7 @@ def attend(
     stores = state.lanes.stores
     if len(stores) != len(query):
         raise ValueError(f"{len(stores)} lanes for a batch of {len(query)}")
-    keys, values = key.clone(), value.clone()
+    keys, values, queries = key.clone(), value.clone(), query.clone()
     windowed: dict[int, tuple[list[Reads], list[Reads]]] = {}
     for i, lane in enumerate(stores):
         if lane is None:
@@ -125,14 +125,15 @@ def attend(
         k, v = lane[slot]
         keys[i] = k.roundtrip(key[i]).to(key.dtype)
         values[i] = v.roundtrip(value[i]).to(value.dtype)
+        queries[i] = k.round_queries(query[i], key.shape[1])
         reads = (_head_reads(k, key.shape[1]), _head_reads(v, value.shape[1]))
         if any(r.rule != "all" for side in reads for r in side):
             windowed[i] = reads
-    out = call.plain(query, keys, values)
+    out = call.plain(queries, keys, values)
     for i, reads in windowed.items():
         one = slice(i, i + 1)
         raw = (key[one], value[one])
-        out[one] = call.explicit(i, query[one], keys[one], values[one], raw, reads)
+        out[one] = call.explicit(i, queries[one], keys[one], values[one], raw, reads)
     return out.transpose(1, 2).contiguous(), None
 
 
