@@ -18,7 +18,7 @@ from nybble.models.demo import demo_model
 from nybble.scoring.torch_backend import TORCH_WORKER
 
 EIGHT = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q8_0/q4_0", "exl3_4")
-CONTEXT, REPEATS = 1024, 3
+CONTEXT, REPEATS = 512, 2
 
 
 def seconds(child: EngineProcess, settings: tuple[str, ...], tokens: np.ndarray) -> float:
