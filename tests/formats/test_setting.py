@@ -188,7 +188,7 @@ class TestHeadSize:
         [
             ("q8_0/q4_0", {80}, {64}, "K type q8_0", "--kv f16/q4_0"),
             ("q8_0/q4_0", {64}, {64, 80}, "V type q4_0", "--kv q8_0/f16"),
-            ("q8_0/q4_0", {80}, {80}, "K type q8_0", "no block type fits: keep f16"),
+            ("q8_0/q4_0", {80}, {80}, "K type q8_0", "no type of such blocks fits: keep f16"),
             ("q8_0/bf16", {80}, {80}, "K type q8_0", "--kv f16/bf16"),
         ],
     )

@@ -277,12 +277,13 @@ def _codec(
         kind = kind.bind(stats, side, device)
     if around.search:
         kind = Searched.of(kind)
+    reads = reads.at_decode() if decode else reads
     order = gguf_order(dim, device) if gguf and keys and kind.ggml_id is not None else None
     # Rounding is what a kernel does that reads codes; around raw or moved keys it knows nothing.
     plain = around.first is None and not (around.mean or around.scale or around.rotate)
     plain = plain and reads.rule == "all" and keys and bool(kind.query)
     return Codec(
-        kind, reads.at_decode() if decode else reads, width(rotation, dim, side),
+        kind, reads, width(rotation, dim, side),
         rotation == "random", first, mean, scale, order,
         kv_type(kind.query) if plain else None,
     )  # fmt: skip

@@ -221,5 +221,7 @@ def check_head_size(setting: KVSetting, head_k: Iterable[int], head_v: Iterable[
                     f"not divide this model's {side} head size",
                     seen=f"{setting} with head size {', '.join(map(str, bad))}",
                     allowed="f16, bf16, f32 for this model",
-                    hint="no block type fits: keep f16" if fits == "f16/f16" else f"--kv {fits}",
+                    hint="no type of such blocks fits: keep f16"
+                    if fits == "f16/f16"
+                    else f"--kv {fits}",
                 )

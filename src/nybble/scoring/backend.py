@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,10 +31,10 @@ class Backend(Protocol):
         """Make a model ready to score."""
 
     def sizes(
-        self, models: Sequence[PreparedModel], settings: Sequence[KVSetting],
+        self, models: Sequence[PreparedModel], settings: Mapping[str, Sequence[KVSetting]],
         contexts: Sequence[int], progress: Progress,
     ) -> Sizes:  # fmt: skip
-        """Bytes of every setting at every context, by model label and setting."""
+        """Bytes of each model's settings (by label) at every context."""
 
     def open(
         self, models: Sequence[PreparedModel], threads: int, progress: Progress
@@ -112,7 +112,7 @@ class LlamaCpp:
         return prep.prepare(label, path, self._request, progress)
 
     def sizes(
-        self, models: Sequence[PreparedModel], settings: Sequence[KVSetting],
+        self, models: Sequence[PreparedModel], settings: Mapping[str, Sequence[KVSetting]],
         contexts: Sequence[int], progress: Progress,
     ) -> Sizes:  # fmt: skip
         """Asked of llama.cpp's dry run."""
@@ -120,7 +120,8 @@ class LlamaCpp:
         for model in models:
             # What a header claims must not decide how much memory the dry run takes.
             wanted = [*contexts, min(model.context_length, MOST_CONTEXT)]
-            sizes = prep.cache_sizes(model.scored_file, settings, wanted, self._request.timeout)
+            mine, timeout = settings[model.label], self._request.timeout
+            sizes = prep.cache_sizes(model.scored_file, mine, wanted, timeout)
             found.update({(model.label, setting): size for setting, size in sizes.items()})
         return found
 

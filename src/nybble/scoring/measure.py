@@ -167,7 +167,10 @@ def _sizes(
     request: MeasureRequest,
     progress: Progress,
 ) -> prep.Sizes:
-    settings = unique([REFERENCE, *(s.lane.setting for s in series)])
+    # Of one model only: another may not have the layers that a part names.
+    settings = {
+        m.label: unique(s.lane.setting for s in series if s.lane.model == m.label) for m in models
+    }
     return backend.sizes(models, settings, [*request.contexts, *request.memory_at], progress)
 
 

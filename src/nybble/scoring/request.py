@@ -49,7 +49,7 @@ class MeasureRequest:
         memory_at: further contexts to state the cache's bytes for.
         engine: "llama.cpp", "transformers", or "auto": llama.cpp for what it can do itself.
         device: where torch runs: "auto", "cpu" or "cuda".
-        calibration: statistics of the model; None for the file beside it, made when missing.
+        calibration: statistics of `model`; None for the file beside it, made when missing.
         out: run folder; None for one under ./nybble-results.
         fresh: score again what is there already.
         threads: CPU threads; None for all usable cores.

@@ -6,7 +6,7 @@ Nothing of torch is imported here; it lives in the child (scoring/torch_worker.p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,12 @@ class Transformers:
         """Resolve the models; refuse what headers tell."""
         need(PACKAGES)
         found = [resolve(path) for path in paths]
+        if self._request.weights == "as-shipped" and any(c.kind == "gguf" for c in found):
+            raise NybbleError(
+                "torch has no kernels for the weights of a GGUF, so it scores a float copy",
+                seen="--weights as-shipped with --engine transformers",
+                allowed="--weights f16 or f32, which are the same here",
+            )
         for checkpoint in found:
             longest = checkpoint.context_length or _UNKNOWN
             prep.check_context(self._request.contexts, longest, checkpoint.name)
@@ -133,9 +139,10 @@ class Transformers:
     def _calibrate(
         self, child: EngineProcess, index: int, model: PreparedModel, progress: Progress
     ) -> None:
-        path = self._request.calibration or prep.calibration_path(model, cache_dir())
+        named = self._request.calibration if index == 0 else None
+        path = named or prep.calibration_path(model, cache_dir())
         if not path.is_file():
-            if self._request.calibration:
+            if named:
                 raise NybbleError(
                     "there is no such calibration", seen=path, hint="nybble calibrate MODEL"
                 )
@@ -167,7 +174,7 @@ class Transformers:
         return int(reply.header["tokens"])
 
     def sizes(
-        self, models: Sequence[PreparedModel], settings: Sequence[KVSetting],
+        self, models: Sequence[PreparedModel], settings: Mapping[str, Sequence[KVSetting]],
         contexts: Sequence[int], progress: Progress,
     ) -> Sizes:  # fmt: skip
         """From the shapes the model class hands to attention, and the types' own bytes."""
@@ -177,8 +184,7 @@ class Transformers:
         reply = child.request(
             {
                 "op": "sizes",
-                "labels": [m.label for m in models],
-                "settings": [str(s) for s in settings],
+                "settings": [[m.label, list(map(str, settings[m.label]))] for m in models],
                 "contexts": sorted({*contexts, longest}),
             }
         )
@@ -186,7 +192,7 @@ class Transformers:
         return {
             (m.label, s): setting_size([e for e in entries if e["label"] == m.label], str(s))
             for m in models
-            for s in settings
+            for s in settings[m.label]
         }
 
     def open(

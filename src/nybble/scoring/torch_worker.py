@@ -108,12 +108,12 @@ class TorchWorker(BaseWorker):
         }
 
     def do_sizes(self, request: Frame) -> Frame:
-        """Cache bytes of every setting at every context, of every model."""
+        """Cache bytes of each model's settings at every context."""
         h = request.header
         found = []
-        for loaded, label in zip(self._loaded, h["labels"], strict=True):
+        for loaded, (label, settings) in zip(self._loaded, h["settings"], strict=True):
             model = loaded.model
-            for text in h["settings"]:
+            for text in settings:
                 setting = parse(text)
                 check_head_size(
                     setting, {y.k_dim for y in model.layers}, {y.v_dim for y in model.layers}

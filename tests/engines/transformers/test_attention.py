@@ -256,9 +256,9 @@ class TestReadRules:
 
     def test_decode_reads_chunks_as_stored(self) -> None:
         model, tokens = tiny("llama"), text(30)
-        decode = [layer_stores(parse("exl3_4+chunk64"), x, decode=True) for x in model.ours.layers]
+        decode = [layer_stores(parse("q4_0+chunk64"), x, decode=True) for x in model.ours.layers]
         found = model.ours.hidden(tokens, Lanes([decode]))
-        assert torch.equal(found, model.hidden(tokens, "exl3_4"))
+        assert torch.equal(found, model.hidden(tokens, "q4_0"))
 
     def test_first_tokens_are_f16(self) -> None:
         """With every token protected, the cache is f16."""
