@@ -257,7 +257,13 @@ def _stores(given: Arguments, model: TorchModel, fingerprint: str) -> tuple[Stor
 
 
 def _in_f16(store: SideStore) -> SideStore:
-    return SideStore(tuple((head, Codec(kv_type("f16"), c.reads)) for head, c in store.codecs))
+    # Queries stay as the setting rounds them: only what is stored may make the difference.
+    return SideStore(
+        tuple(
+            (head, Codec(kv_type("f16"), c.reads, c.rotation, order=c.order, query=c.query))
+            for head, c in store.codecs
+        )
+    )
 
 
 @contextmanager
