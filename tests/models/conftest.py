@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFValueType, GGUFWriter
+from model_folders import CONFIG, weights
 
 from nybble.errors import MissingExtraError
 from nybble.models.demo import demo_model
@@ -90,3 +92,13 @@ def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("the demo model is not installed")
     yield path
     path.unlink()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny-llama"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "tokenizer.json").write_text("{}")
+    weights(path / "model.safetensors", "a", "b")
+    return path
