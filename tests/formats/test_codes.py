@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from nybble.formats import exl2, exl3, hqq, kivi, mlx, quanto  # noqa: E402
-from nybble.formats.codes import butterfly, min_max, pack_codes, to_codes, unpack_codes  # noqa: E402
+from nybble.formats.codes import butterfly, min_max, to_codes  # noqa: E402
 from nybble.formats.kvtype import KVType  # noqa: E402
+from nybble.formats.pack import pack_codes, unpack_codes  # noqa: E402
 from nybble.formats.rotation import hadamard  # noqa: E402
 
 FILES = (exl2, exl3, hqq, kivi, mlx, quanto)

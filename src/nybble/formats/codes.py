@@ -11,22 +11,6 @@ def to_codes(x: torch.Tensor, top: int) -> torch.Tensor:
     return x.nan_to_num(0.0).clamp(0, top).to(torch.uint8)
 
 
-def pack_codes(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """Code j at bits j * width and up, little endian: uint8 [..., n] -> [..., n * width / 8].
-
-    width is 1, 2, 4 or 8, so a code never straddles bytes and words of any size read the same.
-    """
-    places = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
-    return (blocks(codes, 8 // width) << places).sum(-1).to(torch.uint8)
-
-
-def unpack_codes(data: torch.Tensor, width: int) -> torch.Tensor:
-    """The inverse of `pack_codes`."""
-    places = torch.arange(0, 8, width, dtype=torch.uint8, device=data.device)
-    codes: torch.Tensor = data.unsqueeze(-1) >> places & 2**width - 1
-    return codes.flatten(-2)
-
-
 def min_max(groups: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Asymmetric min-max rounding in the dtype of the input, each step rounded to it.
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nybble.formats.codes import butterfly, pack_codes, to_codes, unpack_codes
+from nybble.formats.codes import butterfly, to_codes
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks, from_f16, to_f16
+from nybble.formats.pack import blocks, from_f16, pack_codes, to_f16, unpack_codes
 from nybble.formats.reads import CHUNK
 
 ALIASES = {"exl2_q6": "exl2_q8/exl2_q4"}

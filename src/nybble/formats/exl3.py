@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nybble.formats.codes import butterfly, pack_codes, to_codes, unpack_codes
+from nybble.formats.codes import butterfly, to_codes
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks, from_f16, to_f16
+from nybble.formats.pack import blocks, from_f16, pack_codes, to_f16, unpack_codes
 
 _NORM = 32**-0.5  # of the 32 x 32 Hadamard matrix
 _TINY = 1e-10  # added to the largest magnitude, so that a zero block divides

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nybble.formats.codes import pack_codes, unpack_codes
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
 from nybble.formats.nvfp4 import e2m1_values
-from nybble.formats.pack import blocks, divide
+from nybble.formats.pack import blocks, divide, pack_codes, unpack_codes
 from nybble.formats.reads import CHUNK
 
 _BIAS = 127  # of the e8m0 scale

@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nybble.formats.codes import butterfly, pack_codes, to_codes, unpack_codes
+from nybble.formats.codes import butterfly, to_codes
 from nybble.formats.int8_per_token_head import from_f32, to_f32
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks, divide
+from nybble.formats.pack import blocks, divide, pack_codes, unpack_codes
 
 _SEED = 0x9E3779B9
 _ZERO_MASK = 15  # mantissa bits that hold the zero point

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nybble.formats.codes import min_max, pack_codes, unpack_codes
+from nybble.formats.codes import min_max
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks, from_f16, to_f16
+from nybble.formats.pack import blocks, from_f16, pack_codes, to_f16, unpack_codes
 from nybble.formats.reads import Reads
 
 ALIASES = {"kivi2": "kivi_k2/kivi_v2", "kivi4": "kivi_k4/kivi_v4"}

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nybble.formats.codes import pack_codes, to_codes, unpack_codes
+from nybble.formats.codes import to_codes
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks, divide, from_f16, to_f16
+from nybble.formats.pack import blocks, divide, from_f16, pack_codes, to_f16, unpack_codes
 
 _GROUP = 64
 _EPS = 1e-7  # smallest scale; keeps a group of equal values from dividing by zero

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nybble.formats.codes import pack_codes, unpack_codes
 from nybble.formats.fp8 import saturate
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks, divide
+from nybble.formats.pack import blocks, divide, pack_codes, unpack_codes
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # magnitudes of codes 0 to 7; bit 3 is the sign
 

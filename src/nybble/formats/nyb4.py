@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nybble.formats.calibration import LayerCalibration
-from nybble.formats.codes import pack_codes, unpack_codes
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import blocks
+from nybble.formats.pack import blocks, pack_codes, unpack_codes
 from nybble.formats.rotation import rotate, unrotate, width
 
 FIRST = 4

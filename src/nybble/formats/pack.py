@@ -97,16 +97,20 @@ def unpack_nibbles(data: torch.Tensor) -> torch.Tensor:
     return torch.cat([data & 15, data >> 4], -1)
 
 
-def pack_bits(bits: torch.Tensor) -> torch.Tensor:
-    """Eight bits a byte, the first one lowest: uint8 0 or 1 [..., 8 n] -> [..., n]."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (blocks(bits, 8) << places).sum(-1).to(torch.uint8)
+def pack_codes(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """Code j at bits j * width and up, little endian: uint8 [..., n] -> [..., n * width / 8].
+
+    width is 1, 2, 4 or 8, so a code never straddles bytes and words of any size read the same.
+    """
+    places = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
+    return (blocks(codes, 8 // width) << places).sum(-1).to(torch.uint8)
 
 
-def unpack_bits(data: torch.Tensor) -> torch.Tensor:
-    """The inverse of `pack_bits`: uint8 [..., n] -> 0 or 1 [..., 8 n]."""
-    places = torch.arange(8, dtype=torch.uint8, device=data.device)
-    return (data.unsqueeze(-1) >> places & 1).flatten(-2)
+def unpack_codes(data: torch.Tensor, width: int) -> torch.Tensor:
+    """The inverse of `pack_codes`."""
+    places = torch.arange(0, 8, width, dtype=torch.uint8, device=data.device)
+    codes: torch.Tensor = data.unsqueeze(-1) >> places & 2**width - 1
+    return codes.flatten(-2)
 
 
 def pack_5_bits(codes: torch.Tensor) -> torch.Tensor:
@@ -114,9 +118,9 @@ def pack_5_bits(codes: torch.Tensor) -> torch.Tensor:
 
     The fifth bits come first: bit i of a little-endian uint32 belongs to code i.
     """
-    return torch.cat([pack_bits(codes >> 4 & 1), pack_nibbles(codes)], -1)
+    return torch.cat([pack_codes(codes >> 4 & 1, 1), pack_nibbles(codes)], -1)
 
 
 def unpack_5_bits(data: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack_5_bits`: uint8 [..., 20] -> [..., 32]."""
-    return unpack_nibbles(data[..., 4:]) | unpack_bits(data[..., :4]) << 4
+    return unpack_nibbles(data[..., 4:]) | unpack_codes(data[..., :4], 1) << 4

@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nybble.formats.codes import pack_codes, to_codes, unpack_codes
+from nybble.formats.codes import to_codes
 from nybble.formats.kvtype import KVType
 from nybble.formats.lazy import torch
-from nybble.formats.pack import divide, from_f16, to_f16
+from nybble.formats.pack import divide, from_f16, pack_codes, to_f16, unpack_codes
 from nybble.formats.reads import CHUNK
 from nybble.formats.rotation import rotate, unrotate
 

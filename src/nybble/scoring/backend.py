@@ -36,9 +36,7 @@ class Backend(Protocol):
     ) -> Sizes:  # fmt: skip
         """Bytes of each model's settings (by label) at every context."""
 
-    def open(
-        self, models: Sequence[PreparedModel], threads: int, progress: Progress
-    ) -> EngineProcess:
+    def open(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         """A child with the models loaded; the caller may close it."""
 
     def identity(self, setting: KVSetting, label: str) -> Any:
@@ -125,14 +123,12 @@ class LlamaCpp:
             found.update({(model.label, setting): size for setting, size in sizes.items()})
         return found
 
-    def open(
-        self, models: Sequence[PreparedModel], threads: int, progress: Progress
-    ) -> EngineProcess:
+    def open(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         """Weights of all models, loaded once."""
         progress.stage("loading the weights")
         child = EngineProcess(WORKER, timeout=self._request.timeout)
         paths = [str(m.scored_file) for m in models]
-        return opened(child, {"op": "open", "paths": paths, "threads": threads})
+        return opened(child, {"op": "open", "paths": paths, "threads": self._request.cpu_threads})
 
     def identity(self, setting: KVSetting, label: str) -> Any:
         """The build of llama.cpp."""

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nybble.environment import usable_cpus
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, kv_type, make, parse, unique
 from nybble.formats.around import At
@@ -207,8 +206,7 @@ def _sensitivities(
     series = part_series(parse(probe), backend.layers, "layer")
     costs: dict[Site, float] = {}
     with RunStore(request.out or default_folder(backend, models, request)) as store:
-        threads = request.threads or usable_cpus()
-        runner = CellRunner(models, request, store, progress, threads, backend)
+        runner = CellRunner(models, request, store, progress, backend)
         todo = runner.missing(series, chunks)
         work = sum(len(lanes_of(wanted)) for wanted in todo) * (context - 1)
         if work:

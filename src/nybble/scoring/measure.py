@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nybble.environment import hardware, usable_cpus, versions
+from nybble.environment import hardware, versions
 from nybble.errors import NybbleError
 from nybble.formats import unique
 from nybble.models.hub_cache import is_hub_id
@@ -110,8 +110,7 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
             series += [p for s in quantized for p in part_series(s, backend.layers, request.by)]
         sizes = _sizes(backend, models, series, request, progress)
         with RunStore(request.out or default_folder(backend, models, request)) as store:
-            threads = request.threads or usable_cpus()
-            runner = CellRunner(models, request, store, progress, threads, backend)
+            runner = CellRunner(models, request, store, progress, backend)
             try:
                 _run(runner, series, text, progress)
                 collector = Collector(runner, request, sizes, limits)
@@ -250,7 +249,7 @@ def _record(
         versions={**versions(), **{k: v for k, v in known.items() if k != "features"}},
         hardware={
             **hardware(),
-            "threads": request.threads or usable_cpus(),
+            "threads": request.cpu_threads,
             "engine_features": known["features"],
         },
         timing={

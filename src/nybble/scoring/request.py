@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nybble.environment import usable_cpus
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, parse
 
@@ -85,6 +86,11 @@ class MeasureRequest:
     thresholds: Path | None = None
     timeout: float = 1800.0
     command: str = ""
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads to use: those asked for, or one for every usable core."""
+        return self.threads or usable_cpus()
 
     def __post_init__(self) -> None:
         """Check ranges.

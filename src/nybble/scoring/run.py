@@ -45,7 +45,6 @@ class CellRunner:
         request: the measurement.
         store: where cells go.
         progress: told of tokens decoded, summed over lanes.
-        threads: CPU threads.
         backend: the engine.
     """
 
@@ -55,11 +54,10 @@ class CellRunner:
         request: MeasureRequest,
         store: RunStore,
         progress: Progress,
-        threads: int,
         backend: Backend,
     ) -> None:
         self._models, self._request, self._store = models, request, store
-        self._progress, self._threads = progress, threads
+        self._progress = progress
         self._backend = backend
         self._names = CellNames(models, request, backend)
         self._child: EngineProcess | None = None
@@ -173,7 +171,7 @@ class CellRunner:
             self.outcome.applied[lane] = applied
 
     def _open(self) -> EngineProcess:
-        return self._backend.open(self._models, self._threads, self._progress)
+        return self._backend.open(self._models, self._progress)
 
     def _score(self, series: Sequence[Series], chunk: Chunk, one_by_one: bool) -> None:
         assert self._child is not None

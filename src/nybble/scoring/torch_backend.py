@@ -18,7 +18,7 @@ import nybble.engines.transformers as engine_package
 import nybble.formats as formats_package
 from nybble.engines.child import EngineProcess
 from nybble.engines.transformers.packages import PACKAGES, need
-from nybble.environment import cache_dir, usable_cpus
+from nybble.environment import cache_dir
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting
 from nybble.models.checkpoint import Checkpoint, resolve
@@ -54,7 +54,7 @@ class Transformers:
     def __init__(self, request: MeasureRequest) -> None:
         self._request = request
         self._child: EngineProcess | None = None
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._found: dict[Path, Checkpoint] = {}
         self._calibrations: dict[str, str] = {}
         self._info: dict[str, str] = {}
         self._shapes: dict[str, dict[str, Any]] = {}
@@ -63,7 +63,7 @@ class Transformers:
     def check(self, paths: Sequence[Path]) -> list[str]:
         """Resolve the models; refuse what headers tell."""
         need(PACKAGES)
-        found = [resolve(path) for path in paths]
+        found = [self._resolved(path) for path in paths]
         if self._request.weights == "as-shipped" and any(c.kind == "gguf" for c in found):
             raise NybbleError(
                 "torch has no kernels for the weights of a GGUF, so it scores a float copy",
@@ -73,7 +73,8 @@ class Transformers:
         for checkpoint in found:
             longest = checkpoint.context_length or _UNKNOWN
             prep.check_context(self._request.contexts, longest, checkpoint.name)
-        if len({_vocabulary(c) for c in found}) > 1:
+        # A vocabulary is tens of megabytes of JSON, and one model has nothing to compare it with.
+        if len(found) > 1 and len({_vocabulary(c) for c in found}) > 1:
             raise NybbleError(
                 "the two models have different vocabularies, so their logits cannot be compared",
                 seen=" and ".join(c.name for c in found),
@@ -81,9 +82,15 @@ class Transformers:
             )
         return []
 
+    def _resolved(self, path: Path) -> Checkpoint:
+        """What a path was found to be; its headers are read once."""
+        if path not in self._found:
+            self._found[path] = resolve(path)
+        return self._found[path]
+
     def prepare(self, label: str, path: Path, progress: Progress) -> PreparedModel:
         """Hash the weights; a GGUF is converted when the child opens it."""
-        checkpoint = self._checkpoints[label] = resolve(path)
+        checkpoint = self._resolved(path)
         progress.stage(f"hashing {checkpoint.name}")
         sha256 = checkpoint.fingerprint(cache_dir())
         template = prep.choose_template(
@@ -123,7 +130,7 @@ class Transformers:
                     "fingerprints": [m.sha256 for m in models],
                     "cache": str(cache_dir()),
                     "device": self._request.device,
-                    "threads": self._request.threads or usable_cpus(),
+                    "threads": self._request.cpu_threads,
                 }
             )
             self._info, self.layers = reply.header["info"], reply.header["layers"]
@@ -195,9 +202,7 @@ class Transformers:
             for s in settings[m.label]
         }
 
-    def open(
-        self, models: Sequence[PreparedModel], threads: int, progress: Progress
-    ) -> EngineProcess:
+    def open(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         """The child that `start` made; a new one once that is dead."""
         return self.start(models, progress)
 
@@ -212,7 +217,7 @@ class Transformers:
 
     def tokenizer(self, model: PreparedModel) -> tuple[EngineProcess, dict[str, Any]]:
         """llama.cpp for a GGUF, the folder's own tokenizer.json else: one for all engines."""
-        if self._checkpoints[model.label].kind == "gguf":
+        if self._resolved(model.source).kind == "gguf":
             child, _ = gguf_tokenizer(model.scored_file, self._request.timeout)
             return child, {}
         child = EngineProcess(TORCH_WORKER, timeout=self._request.timeout)
