@@ -7,8 +7,9 @@ and back. A `Codec` is built once per layer and side; `roundtrip` is what the la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from nybble.errors import NybbleError
 from nybble.formats.calibration import Calibration, LayerCalibration
@@ -40,6 +41,11 @@ class Layer:
     v_dim: int
 
 
+# Another way through a type than its roundtrip: the same values, but with a gradient
+# (hardening/train/straight.py).
+Through: TypeAlias = Callable[[KVType, "torch.Tensor"], "torch.Tensor"]
+
+
 @dataclass(frozen=True)
 class Codec:
     """Stores and reads one side of one layer.
@@ -66,24 +72,26 @@ class Codec:
     order: torch.Tensor | None = None
     query: KVType | None = None
 
-    def round_query(self, x: torch.Tensor) -> torch.Tensor:
+    def round_query(self, x: torch.Tensor, through: Through = KVType.roundtrip) -> torch.Tensor:
         """What the engine makes of queries before they meet these keys.
 
         Args:
             x: queries of one KV head's group after RoPE, [group, n, D].
+            through: see `roundtrip`.
         """
         if self.query is None:
             return x
         y = x.float() if self.order is None else x.float()[..., self.order]
         y = rotate(y, self.rotation, random=self.random)
-        y = unrotate(self.query.roundtrip(y), self.rotation, random=self.random)
+        y = unrotate(through(self.query, y), self.rotation, random=self.random)
         return (y if self.order is None else y[..., self.order.argsort()]).to(x.dtype)
 
-    def roundtrip(self, x: torch.Tensor) -> torch.Tensor:
+    def roundtrip(self, x: torch.Tensor, through: Through = KVType.roundtrip) -> torch.Tensor:
         """What readers of the cache get.
 
         Args:
             x: keys after RoPE or values, [heads, n, D]; position 0 is the context's first token.
+            through: how values pass the type.
 
         Returns:
             The same shape, float32.
@@ -96,7 +104,7 @@ class Codec:
         if self.order is not None:
             y = y[..., self.order]
         y = rotate(y, self.rotation, random=self.random)
-        y = self.kind.roundtrip(y)
+        y = through(self.kind, y)
         y = unrotate(y, self.rotation, random=self.random)
         if self.order is not None:
             y = y[..., self.order.argsort()]
@@ -135,19 +143,21 @@ class SideStore:
         """The read rule; that of a setting's own type."""
         return self.codecs[0][1].reads
 
-    def roundtrip(self, x: torch.Tensor) -> torch.Tensor:
+    def roundtrip(self, x: torch.Tensor, through: Through = KVType.roundtrip) -> torch.Tensor:
         """See `Codec.roundtrip`."""
         out: torch.Tensor | None = None
         for head, codec in self.codecs:
             if head is None or out is None:
-                out = codec.roundtrip(x)
+                out = codec.roundtrip(x, through)
             else:
                 out = out.clone()
-                out[head] = codec.roundtrip(x)[head]
+                out[head] = codec.roundtrip(x, through)[head]
         assert out is not None
         return out
 
-    def round_queries(self, x: torch.Tensor, heads: int) -> torch.Tensor:
+    def round_queries(
+        self, x: torch.Tensor, heads: int, through: Through = KVType.roundtrip
+    ) -> torch.Tensor:
         """See `Codec.round_query`; x [query heads, n, D], returned as it is if nothing rounds."""
         if all(codec.query is None for _, codec in self.codecs):
             return x
@@ -155,7 +165,7 @@ class SideStore:
         for head, codec in self.codecs[1:]:
             by_head[head or 0] = codec
         groups = x.reshape(heads, -1, *x.shape[1:])
-        return torch.cat([c.round_query(q) for c, q in zip(by_head, groups, strict=True)])
+        return torch.cat([c.round_query(q, through) for c, q in zip(by_head, groups, strict=True)])
 
     def bytes_stored(self, n: int, heads: int, head_dim: int) -> int:
         """Bytes of all heads of one layer for n tokens."""

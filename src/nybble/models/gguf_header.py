@@ -219,13 +219,15 @@ class _Reader:
             raise self.error("too many keys for this file", 16, n_keys, f"{most:,}")
         metadata = self.metadata(n_keys)
         alignment = self.alignment(metadata)
+        infos_offset = self.pos
         tensors = self.tensors(n_tensors, alignment)
         data_offset = -(-self.pos // alignment) * alignment
         self.check_layout(tensors, data_offset)
         infos = tuple(tensors.values())
         return GGUFHeader(
-            version, MappingProxyType(metadata), infos, alignment, data_offset, self.file_size
-        )
+            version, MappingProxyType(metadata), infos, alignment, infos_offset, data_offset,
+            self.file_size,
+        )  # fmt: skip
 
     def metadata(self, n_keys: int) -> dict[str, Value]:
         values: dict[str, Value] = {}

@@ -84,12 +84,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says about itself. `data_offset` and `file_size` are in bytes."""
+    """What a GGUF file says about itself. Offsets and `file_size` are in bytes.
+
+    `infos_offset` is where the key/value section ends and the tensor infos start.
+    """
 
     version: int
     metadata: Mapping[str, Value]
     tensors: tuple[TensorInfo, ...]
     alignment: int
+    infos_offset: int
     data_offset: int
     file_size: int
 

@@ -189,3 +189,36 @@ def test_a_target_that_cannot_be_written(sources: dict[str, Path], tmp_path: Pat
     with pytest.raises(NybbleError, match="cannot write the float copy") as caught:
         copy(sources["Q8_0"], tmp_path / "no" / "such" / "folder.gguf", "f16")
     assert "NYBBLE_CACHE" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+@pytest.mark.parametrize("alignment", [8, 64, 256])
+def test_alignments(sources: dict[str, Path], tmp_path: Path, alignment: int, kind: str) -> None:
+    """The copy has the source's, so the key in its header tells the truth."""
+    source, target = tmp_path / "source.gguf", tmp_path / "copy.gguf"
+    realign(sources["Q5_0"], source, alignment)
+    copy(source, target, kind)
+    after = gguf.GGUFReader(target)
+    assert after.alignment == alignment
+    for a, b in zip(gguf.GGUFReader(source).tensors, after.tensors, strict=True):
+        assert b.data_offset % alignment == 0
+        assert b.data.tobytes() == expected(a, kind).tobytes(), a.name
+    copy(sources["Q5_0"], tmp_path / "plain.gguf", kind)
+    np.testing.assert_array_equal(logits(target), logits(tmp_path / "plain.gguf"))
+
+
+def realign(source: Path, target: Path, alignment: int) -> None:
+    """The same model with its tensors at multiples of `alignment`, through gguf-py."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama")
+    writer.add_custom_alignment(alignment)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            sub = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

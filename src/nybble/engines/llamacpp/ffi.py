@@ -28,6 +28,7 @@ typedef struct llama_vocab llama_vocab; typedef void *llama_memory_t;
 typedef struct gguf_context gguf_context; typedef struct ggml_context ggml_context;
 typedef struct ggml_tensor ggml_tensor;
 typedef void (*ggml_log_callback)(int level, const char *text, void *user);
+typedef bool (*ggml_eval_callback)(ggml_tensor *tensor, bool ask, void *user);
 
 typedef struct { void *devices, *tensor_buft_overrides; int32_t n_gpu_layers; int split_mode,
   load_mode, lazy_mode; int32_t main_gpu; void *tensor_split, *progress_callback,
@@ -38,7 +39,7 @@ typedef struct { uint32_t n_ctx, n_batch, n_ubatch, n_seq_max, n_rs_seq, n_outpu
   n_outputs_max_per_seq; int32_t n_threads, n_threads_batch; int ctx_type, rope_scaling_type,
   pooling_type, attention_type, flash_attn_type; float rope_freq_base, rope_freq_scale,
   yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow; uint32_t yarn_orig_ctx;
-  float defrag_thold; void *cb_eval, *cb_eval_user_data; int type_k, type_v;
+  float defrag_thold; ggml_eval_callback cb_eval; void *cb_eval_user_data; int type_k, type_v;
   size_t moe_cache_size; void *abort_callback, *abort_callback_data; bool embeddings,
   offload_kqv, no_perf, op_offload, swa_full, kv_unified; void *samplers; size_t n_samplers;
   void *ctx_other; } llama_context_params;
@@ -50,6 +51,11 @@ typedef struct { bool no_alloc; ggml_context **ctx; } gguf_init_params;
 typedef struct { const char *type_name; int64_t blck_size, blck_size_interleave;
   size_t type_size; bool is_quantized; void (*to_float)(const void *x, float *y, int64_t k);
   void *from_float_ref; } ggml_type_traits;
+
+struct ggml_tensor { int type; void *buffer; int64_t ne[4]; size_t nb[4]; int op;
+  int32_t op_params[16], flags; ggml_tensor *src[10], *view_src; size_t view_offs; void *data;
+  char name[64]; void *extra; char padding[8]; };
+typedef struct { size_t mem_size; void *mem_buffer; bool no_alloc; } ggml_init_params;
 
 void llama_backend_init(void);
 const char *llama_version(void);
@@ -63,6 +69,7 @@ llama_context *llama_init_from_model(llama_model *model, llama_context_params pa
 void llama_free(llama_context *ctx);
 const llama_vocab *llama_model_get_vocab(const llama_model *model);
 int32_t llama_model_n_ctx_train(const llama_model *model);
+int llama_model_rope_type(const llama_model *model);
 int32_t llama_vocab_n_tokens(const llama_vocab *vocab);
 int32_t llama_vocab_bos(const llama_vocab *vocab);
 int32_t llama_vocab_eos(const llama_vocab *vocab);
@@ -81,9 +88,8 @@ void llama_synchronize(llama_context *ctx);
 gguf_context *gguf_init_empty(void);
 gguf_context *gguf_init_from_file(const char *path, gguf_init_params params);
 void gguf_free(gguf_context *ctx);
-void gguf_set_kv(gguf_context *ctx, const gguf_context *src);
 void gguf_set_val_u32(gguf_context *ctx, const char *key, uint32_t value);
-void gguf_add_tensor(gguf_context *ctx, const ggml_tensor *tensor);
+void gguf_set_val_str(gguf_context *ctx, const char *key, const char *value);
 void gguf_set_tensor_type(gguf_context *ctx, const char *name, int type);
 bool gguf_write_to_file(const gguf_context *ctx, const char *path, bool only_meta);
 size_t gguf_get_alignment(const gguf_context *ctx);
@@ -96,6 +102,18 @@ ggml_tensor *ggml_get_first_tensor(const ggml_context *ctx);
 ggml_tensor *ggml_get_next_tensor(const ggml_context *ctx, ggml_tensor *tensor);
 const char *ggml_get_name(const ggml_tensor *tensor);
 int64_t ggml_nelements(const ggml_tensor *tensor);
+size_t ggml_nbytes(const ggml_tensor *tensor);
+const char *ggml_op_desc(const ggml_tensor *tensor);
+void ggml_backend_tensor_get(const ggml_tensor *tensor, void *data, size_t offset, size_t size);
+ggml_context *ggml_init(ggml_init_params params);
+size_t ggml_tensor_overhead(void);
+ggml_tensor *ggml_new_tensor_4d(ggml_context *ctx, int type, int64_t ne0, int64_t ne1,
+  int64_t ne2, int64_t ne3);
+ggml_tensor *ggml_view_1d(ggml_context *ctx, ggml_tensor *a, int64_t ne0, size_t offset);
+ggml_tensor *ggml_permute(ggml_context *ctx, ggml_tensor *a, int axis0, int axis1, int axis2,
+  int axis3);
+ggml_tensor *ggml_set_name(ggml_tensor *tensor, const char *name);
+void *ggml_get_data(const ggml_tensor *tensor);
 void ggml_free(ggml_context *ctx);
 const ggml_type_traits *ggml_get_type_traits(int type);
 void ggml_fp32_to_fp16_row(const float *x, uint16_t *y, int64_t n);

@@ -60,45 +60,45 @@ def write_float_copy(
     lib = library()
     take_log()
     tensors_out = ffi.new("ggml_context **")
-    src = lib.gguf_init_from_file(os.fsencode(source), {"no_alloc": True, "ctx": tensors_out})
-    if src == ffi.NULL:
+    # One header for both: retyped in place, so it keeps the source's alignment, which one that is
+    # begun anew takes for 32 whatever its keys say.
+    gguf = lib.gguf_init_from_file(os.fsencode(source), {"no_alloc": True, "ctx": tensors_out})
+    if gguf == ffi.NULL:
         raise EngineError("llama.cpp cannot read this GGUF", seen=f"{source}: {take_log()[-300:]}")
-    dst = lib.gguf_init_empty()
     try:
-        tensors = _prepare(lib, src, dst, tensors_out[0], TYPES[kind])
-        lib.gguf_set_val_u32(dst, b"general.file_type", _FILE_TYPE[kind])
-        if not lib.gguf_write_to_file(dst, os.fsencode(target), True):
+        tensors = _tensors(lib, gguf, tensors_out[0])
+        for tensor in tensors:
+            lib.gguf_set_tensor_type(gguf, tensor.name, tensor.target(TYPES[kind]))
+        lib.gguf_set_val_u32(gguf, b"general.file_type", _FILE_TYPE[kind])
+        if not lib.gguf_write_to_file(gguf, os.fsencode(target), True):
             raise NybbleError(
                 "cannot write the float copy of the weights",
                 seen=str(target),
                 hint="free disk space, or set NYBBLE_CACHE to another folder",
             )
-        _convert(lib, source, target, dst, tensors, TYPES[kind], on_progress)
+        align = lib.gguf_get_alignment(gguf)
+        _convert(lib, source, target, align, tensors, TYPES[kind], on_progress)
     finally:
-        lib.gguf_free(dst)
-        lib.gguf_free(src)
+        lib.gguf_free(gguf)
         if tensors_out[0] != ffi.NULL:
             lib.ggml_free(tensors_out[0])
 
 
-def _prepare(lib: Any, src: Any, dst: Any, tensors: Any, wanted: int) -> list[_Tensor]:
-    """Fill `dst` with the metadata and the new tensor types; list the source's tensors."""
-    lib.gguf_set_kv(dst, src)
-    base = lib.gguf_get_data_offset(src)
+def _tensors(lib: Any, gguf: Any, tensors: Any) -> list[_Tensor]:
+    """Where the source keeps its tensors."""
+    base = lib.gguf_get_data_offset(gguf)
     found: list[_Tensor] = []
     tensor = lib.ggml_get_first_tensor(tensors)
     while tensor != ffi.NULL:
         name = ffi.string(lib.ggml_get_name(tensor))
-        i = lib.gguf_find_tensor(src, name)
+        i = lib.gguf_find_tensor(gguf, name)
         entry = _Tensor(
             name,
-            lib.gguf_get_tensor_type(src, i),
+            lib.gguf_get_tensor_type(gguf, i),
             lib.ggml_nelements(tensor),
-            base + lib.gguf_get_tensor_offset(src, i),
-            lib.gguf_get_tensor_size(src, i),
+            base + lib.gguf_get_tensor_offset(gguf, i),
+            lib.gguf_get_tensor_size(gguf, i),
         )
-        lib.gguf_add_tensor(dst, tensor)
-        lib.gguf_set_tensor_type(dst, name, entry.target(wanted))
         found.append(entry)
         tensor = lib.ggml_get_next_tensor(tensors, tensor)
     return found
@@ -108,12 +108,11 @@ def _convert(
     lib: Any,
     source: Path,
     target: Path,
-    dst: Any,
+    align: int,
     tensors: list[_Tensor],
     wanted: int,
     on_progress: Callable[[float], None],
 ) -> None:
-    align = lib.gguf_get_alignment(dst)
     total = sum(t.elements for t in tensors)
     done = 0
     with source.open("rb") as inp, target.open("ab") as out:

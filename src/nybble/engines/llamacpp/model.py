@@ -53,6 +53,8 @@ class Model:
             )
         self._vocab = self._lib.llama_model_get_vocab(self._ptr)
         bos, eos = self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab)
+        # RoPE's pairs are adjacent channels under LLAMA_ROPE_TYPE_NORM, else D/2 apart.
+        self.interleaved = self._lib.llama_model_rope_type(self._ptr) == 0
         self.context_length = int(self._lib.llama_model_n_ctx_train(self._ptr))
         self.vocabulary = Vocabulary(
             n_tokens=int(self._lib.llama_vocab_n_tokens(self._vocab)),
@@ -87,8 +89,9 @@ class Model:
         return out[:n].copy()
 
     def context(
-        self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False
-    ) -> Context:
+        self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False,
+        on_node: Any = ffi.NULL,
+    ) -> Context:  # fmt: skip
         """Make a context whose cache is stored as `setting` says.
 
         Args:
@@ -97,6 +100,7 @@ class Model:
             rows: most logit rows asked for in one call; bounds the engine's buffers.
             threads: CPU threads.
             swa_full: give sliding layers full-length caches (servers do not).
+            on_node: an eval callback (cffi), asked about every node of every graph.
 
         Raises:
             EngineError: refused, or the engine's own log shows another cache than asked for.
@@ -109,6 +113,7 @@ class Model:
         params.flash_attn_type = 1  # quantized V needs it, so every lane uses it
         params.n_threads = params.n_threads_batch = threads
         params.swa_full = swa_full
+        params.cb_eval = on_node
         take_log()
         with _rotation(setting.rotation):
             ptr = self._lib.llama_init_from_model(self._ptr, params)

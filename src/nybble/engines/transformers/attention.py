@@ -20,7 +20,8 @@ import torch
 from torch.nn import functional as F
 
 from nybble.errors import EngineError
-from nybble.formats.codec import SideStore
+from nybble.formats.codec import SideStore, Through
+from nybble.formats.kvtype import KVType
 from nybble.formats.reads import Reads
 
 NAME = "nybble"
@@ -49,6 +50,7 @@ class _State:
     watch: Watcher | None = None
     slot: Callable[[torch.nn.Module], int] | None = None
     windows: dict[int, int | None] | None = None
+    through: Through = KVType.roundtrip
 
 
 _STATE: ContextVar[_State | None] = ContextVar("nybble_attention", default=None)
@@ -60,6 +62,7 @@ def reading(
     watch: Watcher | None = None,
     slot: Callable[[torch.nn.Module], int] | None = None,
     windows: dict[int, int | None] | None = None,
+    through: Through = KVType.roundtrip,
 ) -> Iterator[None]:
     """Within it, attention reads through `lanes` and shows `watch` what it gets.
 
@@ -68,8 +71,9 @@ def reading(
         watch: sees queries, keys and values of every layer.
         slot: tells which of a lane's stores an attention module reads; its layer's by default.
         windows: filled with the window each layer's class slides, by layer index.
+        through: how values pass a KV type, where they need gradients.
     """
-    token = _STATE.set(_State(lanes, watch, slot, windows))
+    token = _STATE.set(_State(lanes, watch, slot, windows, through))
     try:
         yield
     finally:
@@ -119,16 +123,17 @@ def attend(
         raise ValueError(f"{len(stores)} lanes for a batch of {len(query)}")
     keys, values, queries = key.clone(), value.clone(), query.clone()
     windowed: dict[int, tuple[list[Reads], list[Reads]]] = {}
-    for i, lane in enumerate(stores):
-        if lane is None:
-            continue
-        k, v = lane[slot]
-        keys[i] = k.roundtrip(key[i]).to(key.dtype)
-        values[i] = v.roundtrip(value[i]).to(value.dtype)
-        queries[i] = k.round_queries(query[i], key.shape[1])
-        reads = (_head_reads(k, key.shape[1]), _head_reads(v, value.shape[1]))
-        if any(r.rule != "all" for side in reads for r in side):
-            windowed[i] = reads
+    with torch.autocast(query.device.type, enabled=False):  # bf16 rotations would not be exact
+        for i, lane in enumerate(stores):
+            if lane is None:
+                continue
+            k, v = lane[slot]
+            keys[i] = k.roundtrip(key[i], state.through).to(key.dtype)
+            values[i] = v.roundtrip(value[i], state.through).to(value.dtype)
+            queries[i] = k.round_queries(query[i], key.shape[1], state.through).to(query.dtype)
+            reads = (_head_reads(k, key.shape[1]), _head_reads(v, value.shape[1]))
+            if any(r.rule != "all" for side in reads for r in side):
+                windowed[i] = reads
     out = call.plain(queries, keys, values)
     for i, reads in windowed.items():
         one = slice(i, i + 1)

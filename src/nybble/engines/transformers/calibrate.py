@@ -13,9 +13,9 @@ import torch
 from nybble.engines.transformers.model import TorchModel
 from nybble.errors import EngineError
 from nybble.formats.calibration import Calibration, LayerCalibration, LayerMoments
+from nybble.formats.energies import SKIP
 
 MOST_TOKENS = 4096
-SKIP = 8  # first tokens of every text, whose outsized keys belong to no statistic
 
 
 class _Sums:

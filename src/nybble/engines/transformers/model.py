@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nybble.engines.transformers.attention import NAME, Lanes, Watcher, attend, reading
 from nybble.errors import EngineError
-from nybble.formats.codec import Layer
+from nybble.formats.codec import Layer, Through
+from nybble.formats.kvtype import KVType
 
 # model_types whose GGUFs hold K's channels interleaved: what calls LlamaModel.permute in
 # llama.cpp's conversion/, by subclassing with undo_permute (llama, granite, mistral3) or itself
@@ -151,9 +152,14 @@ class TorchModel:
             lanes: for each lane, the stores of `layers` in order.
         """
         ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        batch = ids[None].expand(len(lanes.stores), -1)
-        with reading(lanes=lanes, slot=self._slot):
-            out: torch.Tensor = self._base(input_ids=batch, use_cache=False).last_hidden_state
+        return self.states(ids[None].expand(len(lanes.stores), -1), lanes)
+
+    def states(
+        self, ids: torch.Tensor, lanes: Lanes | None, through: Through = KVType.roundtrip
+    ) -> torch.Tensor:
+        """Last hidden states [batch, n, hidden] of ids [batch, n], with gradients where wanted."""
+        with reading(lanes=lanes, slot=self._slot, through=through):
+            out: torch.Tensor = self._base(input_ids=ids, use_cache=False).last_hidden_state
         return out
 
     @torch.inference_mode()
@@ -165,6 +171,10 @@ class TorchModel:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `head`; without gradients."""
+        return self.head(hidden)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits [n, vocabulary] of hidden states [n, hidden], by the model's own head.
 
         The model's forward is run over a base that only hands the states back, so soft caps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ def transformers() -> Any:
     need(PACKAGES)
     with quiet():
         module = importlib.import_module("transformers")
+        if importlib.util.find_spec("torchao") is not None:
+            # Imported by the first model otherwise, and it warns of every kernel of its own that
+            # was built for another torch.
+            importlib.import_module("transformers.modeling_utils")
         # transformers adds handlers to its own logger only; progress bars go to stderr.
         module.utils.logging.set_verbosity_error()
         module.utils.logging.disable_progress_bar()
@@ -64,7 +69,12 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Python warnings of the packages off the user's terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep warnings of the packages, Python's and those of loggers, off the user's terminal."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
