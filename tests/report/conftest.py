@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from report_builders import (
+    CATEGORIES,
     DRIFT,
     ERROR,
     IMAGE,
     forty,
+    hardened_of,
     measurement,
     model,
     parts,
     references,
     row,
     simulated,
+    split_of_both,
 )
 
+from nybble.results.hardened import Hardened
 from nybble.results.records import Measurement, Row
 
 
@@ -78,3 +84,31 @@ def by_head() -> Measurement:
     """One setting with every KV head alone, on three documents; the whole is not there."""
     rows = parts("q4_0/q4_0", 0.043, layers=6, heads=4, documents=3)
     return simulated(measurement([*rows, *references(4096, documents=3)], [model(name="small")]))
+
+
+@pytest.fixture
+def hardened(two_models: Measurement) -> Hardened:
+    """A model before and after, with the keys of every layer alone."""
+    return hardened_of(two_models, split_of_both())
+
+
+@pytest.fixture
+def hardened_bare(two_models: Measurement) -> Hardened:
+    """The same on texts of no category, not taken apart, without layers or a command."""
+    rows = [dataclasses.replace(r, by_category=[], by_position=[]) for r in two_models.rows]
+    m = dataclasses.replace(two_models, rows=rows, command="")
+    return dataclasses.replace(hardened_of(m, None), layers=())
+
+
+@pytest.fixture
+def hardened_deep(two_models: Measurement) -> Hardened:
+    """Eighty layers, keys and values, and kinds of text with names that do not fit."""
+    names = {n: f"{n} of a long and {IMAGE} hostile name" for n in CATEGORIES}
+    rows = [
+        dataclasses.replace(
+            r, by_category=[dataclasses.replace(s, name=names[s.name]) for s in r.by_category]
+        )
+        for r in two_models.rows
+    ]
+    m = dataclasses.replace(two_models, rows=rows)
+    return hardened_of(m, split_of_both("q4_0/q4_0", 80, "KV"))

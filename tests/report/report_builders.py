@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from nybble.results.hardened import Gain, Hardened, LayerGain
 from nybble.results.records import (
     Estimate,
     Measurement,
@@ -299,3 +300,30 @@ def parts(
             )
         )
     return found
+
+
+def split_of_both(of: str = "q4_0/f16", layers: int = 18, sides: str = "K") -> Measurement:
+    """The parts of a setting in an original and, four times smaller, in its hardened copy."""
+    rows = []
+    for label, whole in (("a", 0.043), ("b", 0.043 / 4)):
+        mine = [r for r in parts(of, whole, layers, documents=1) if r.part and r.part.side in sides]
+        mine += references(4096, documents=1)
+        rows += [dataclasses.replace(r, model=label, reference=label) for r in mine]
+    return simulated(measurement(rows, [model(), model("b")]))
+
+
+def hardened_of(m: Measurement, split: Measurement | None) -> Hardened:
+    """What hardening leaves behind, around a measurement of two models; hostile names."""
+    rows = {(r.setting, r.role, r.model, r.reference): r for r in m.rows}
+    gains = tuple(
+        Gain(s, r.metrics["mean_kld"], rows[s, "candidate", "b", "a"].metrics["mean_kld"])
+        for (s, role, *who), r in rows.items()
+        if role == "candidate" and who == ["a", "a"]
+    )
+    layers = tuple(LayerGain(i, 1.1 + 0.4 * i, 1.2 + 0.6 * i) for i in range(18))
+    return Hardened(
+        file=f"hard {IMAGE}.gguf", method="fold", family=f"Gemma 3 {SCRIPT}",
+        statistics=f"llama.cpp {IMAGE}", tokens=2048, layers=layers,
+        drift=Estimate(3.8e-06), floor=estimate(4.4e-05), ppl=(9.9178, 9.9176), gains=gains,
+        measurement=m, split=split,
+    )  # fmt: skip

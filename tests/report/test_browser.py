@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from nybble.report.hardened import hardened_html
 from nybble.report.html import html_report
 from nybble.report.plots import pareto_svg
+from nybble.results.hardened import Hardened
 from nybble.results.records import Measurement
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -34,8 +36,13 @@ DRAWN = {
     "categories": 14,
     "parts0": 80,
     "parts1": 80,
+    "before-texts": 36,
+    "before-layers": 54,
 }
-ALL = ("one", "two_models", "two_contexts", "few", "many", "taken_apart", "by_head")
+ALL = (
+    "one", "two_models", "two_contexts", "few", "many", "taken_apart", "by_head",
+    "hardened", "hardened_bare", "hardened_deep",
+)  # fmt: skip
 Open = Callable[..., Any]
 
 
@@ -66,9 +73,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def opened(driver: Any, tmp_path: Path) -> Open:
     """Write a report and open it at a width and theme."""
 
-    def load(m: Measurement, width: int = 1100, theme: str = "light") -> Any:
+    def load(m: Measurement | Hardened, width: int = 1100, theme: str = "light") -> Any:
         path = tmp_path / "report.html"
-        path.write_text(html_report(m), encoding="utf-8")
+        page = hardened_html(m) if isinstance(m, Hardened) else html_report(m)
+        path.write_text(page, encoding="utf-8")
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -90,6 +98,9 @@ def opened(driver: Any, tmp_path: Path) -> Open:
         ("many", ["quality", "pareto", "along", "categories"]),
         ("taken_apart", ["quality", "along", "categories", "parts0", "parts1"]),
         ("by_head", ["parts0"]),
+        ("hardened", ["before-texts", "before-layers", "quality", "models"]),
+        ("hardened_bare", ["quality", "models"]),
+        ("hardened_deep", ["before-texts", "before-layers"]),
     ],
 )
 def test_pictures_are_drawn(
@@ -250,3 +261,35 @@ def test_picture_file_follows_the_theme(driver: Any, tmp_path: Path, many: Measu
         )
     assert seen[0][0] == "rgb(255, 255, 255)" and seen[1][0] == "rgb(20, 23, 27)"
     assert seen[0][1] != seen[1][1]
+
+
+def test_before_and_after_come_first(opened: Open, hardened: Hardened) -> None:
+    from selenium.common.exceptions import NoAlertPresentException
+
+    browser = opened(hardened)
+    with pytest.raises(NoAlertPresentException):
+        _ = browser.switch_to.alert.text
+    found = browser.execute_script(
+        """
+        const tops = ['gained', 'h-before', 'chart-before-texts', 'chart-before-layers',
+          'promises', 'h-both', 'recommendation', 'h-results', 'cells', 'h-how', 'command'].map(
+            n => document.getElementById(n).getBoundingClientRect().top);
+        const details = document.getElementById('promises');
+        const closed = details.getBoundingClientRect().height;
+        details.open = true;
+        const rows = details.querySelectorAll('tbody tr');
+        return [tops, closed < 60 && details.getBoundingClientRect().height > 300,
+          [...rows[17].cells].map(c => c.textContent),
+          JSON.parse(document.getElementById('hardened').textContent).tokens,
+          document.images.length + performance.getEntriesByType('resource').length];
+        """
+    )
+    assert found[0] == sorted(found[0])
+    assert found[1:] == [True, ["17", "7.9", "11.4"], 2048, 0]
+    assert browser.get_log("browser") == []
+
+
+def test_a_page_without_a_command_runs_its_script(opened: Open, hardened_bare: Hardened) -> None:
+    browser = opened(hardened_bare)
+    hidden = browser.execute_script("return document.getElementById('theme').hidden")
+    assert hidden is False and browser.get_log("browser") == []

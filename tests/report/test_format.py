@@ -125,3 +125,14 @@ def test_pieces_join_and_fit(text: str, width: int) -> None:
 def test_labels_are_short_and_settings_whole() -> None:
     long = "exl3_3/exl3_3+at0.5-7:exl3_5/exl3_4"
     assert fmt.label(long) == "exl3_3/exl3_3+at0.5-7:e…" and fmt.setting(long) == long
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (0.066, "0.07"), (1.0, "1.00"), (1.994, "1.99"), (1.996, "2.0"), (4.26, "4.3"),
+        (99.4, "99.4"), (99.6, "100"), (1234.5, "1234"), (None, "–"), (float("inf"), "–"),
+    ],
+)  # fmt: skip
+def test_times(factor: float | None, text: str) -> None:
+    assert fmt.times(factor) == text

@@ -178,15 +178,23 @@ class TestBy:
         result = measure(request(folder, text, tmp_path, "f16", "bf16", documents=1, by="layer"))
         assert [r.role for r in result.measurement.rows] == ["floor", "identity"]
 
-    def test_with_a_second_model_parts_are_the_first_ones(
+    def test_with_a_second_model_both_are_taken_apart(
         self, folder: Path, gemma: Path, text: Path, tmp_path: Path, asked: Asked
     ) -> None:
-        """The other one here has fewer layers."""
+        """Each in its own layers, against its own reference, in one request a chunk."""
         wanted = request(gemma, text, tmp_path, "q4_0", documents=1, by="layer", against=folder)
         found = measure(wanted).measurement.rows
-        assert {(r.model, r.reference) for r in found if r.part} == {("a", "a")}
-        assert [r.part.layer for r in found if r.part] == [0, 0, 1, 1, 2, 2]
-        assert all(r.status == "done" for r in found)
+        parts = [(r.model, r.reference, r.part.layer, r.part.side) for r in found if r.part]
+        assert parts == [
+            *(("a", "a", i, side) for i in range(3) for side in "KV"),
+            *(("b", "b", i, side) for i in range(2) for side in "KV"),
+        ]
+        assert all(r.status == "done" and kld(r) > 0 for r in found if r.part)
+        assert scored(asked) == 1
+        # What a part costs does not depend on the other model.
+        alone = request(folder, text, tmp_path / "alone", "q4_0", documents=1, by="layer")
+        mine = [kld(r) for r in measure(alone).measurement.rows if r.part]
+        assert [kld(r) for r in found if r.part and r.model == "b"] == pytest.approx(mine, rel=1e-3)
 
     def test_skipped_layers(self, folder: Path, text: Path, tmp_path: Path, asked: Asked) -> None:
         wanted = request(folder, text, tmp_path, "q4_0+skip0", documents=1, by="layer")

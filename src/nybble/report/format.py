@@ -76,6 +76,13 @@ def ratio(value: float | None) -> str:
     return f"{value:.4f}" if value < 100 else f"{value:.3g}"
 
 
+def times(factor: float | None) -> str:
+    """How many times lower: `1.07`, `4.3`, `118`; a dash where nothing was left to divide by."""
+    if factor is None or not math.isfinite(factor):
+        return NONE
+    return f"{factor:.0f}" if factor >= 99.5 else f"{factor:.{2 - (factor >= 1.995)}f}"
+
+
 def size(n_bytes: float | None) -> str:
     """Bytes in the largest unit that keeps the number at 1 or more: `4.50 KiB`, `1.21 GiB`."""
     if n_bytes is None:

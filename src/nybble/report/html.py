@@ -12,11 +12,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nybble.report import cells, describe, parts, table, view
 from nybble.report import format as fmt
 from nybble.results.records import Measurement, Row, to_json
+
+if TYPE_CHECKING:
+    from nybble.report.plots import Chart
 
 GLOSSARY = (
     describe.Entry(
@@ -40,7 +43,10 @@ GLOSSARY = (
     ),
     describe.Entry("unresolved", "The interval spans a threshold; more documents would narrow it."),
 )
-_LEFT = ("KV type", "group", "tokens", "which", "verdict", "side", "engine", "on the front")
+_LEFT = (
+    "KV type", "group", "tokens", "which", "verdict", "side", "engine", "on the front",
+    "kind of text",
+)  # fmt: skip
 _FEW_CHIPS = 10
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
@@ -79,8 +85,50 @@ class _Hurt:
     chart: dict[str, Any] | None
 
 
-def html_report(m: Measurement) -> str:
-    """The report of a measurement as one HTML page."""
+@dataclass(frozen=True)
+class Grid:
+    """A table: column titles and rows, texts all."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Front:
+    """What a page tells above the report of its measurement: a model before and after.
+
+    Attributes:
+        eyebrow: kind of page, also the end of its title.
+        name: heading.
+        lead: one sentence.
+        said: what was done, a paragraph.
+        gains: every setting.
+        facts: label and text.
+        charts: pictures.
+        promises: what the formula says of each layer; None without.
+        promised: its summary.
+        json: the record.
+    """
+
+    eyebrow: str
+    name: str
+    lead: str
+    said: str
+    gains: Grid
+    facts: list[describe.Entry]
+    charts: list[Chart]
+    promises: Grid | None
+    promised: str
+    json: str
+
+
+def html_report(m: Measurement, front: Front | None = None) -> str:
+    """The report of a measurement as one HTML page.
+
+    Args:
+        m: the measurement.
+        front: what comes before it, on a page about more than the measurement.
+    """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -92,13 +140,19 @@ def html_report(m: Measurement) -> str:
     def trusted(chart: plots.Chart | None) -> dict[str, Any] | None:
         return vars(chart) | {"svg": Markup(chart.svg)} if chart else None
 
+    eyebrow = front.eyebrow if front else "quality of a quantized KV cache"
+    names = front.name if front else view.names(m, 120)
     hurts = [
         _Hurt(parts.sentence(split), trusted(plots.part_chart(split, f"parts{i}")))
         for i, split in enumerate(parts.splits(m))
     ]
     values: dict[str, Any] = {
-        "title": f"{view.names(m)}: quality of a quantized KV cache",
-        "names": view.names(m, 120),
+        "title": f"{front.name if front else view.names(m)}: {eyebrow}",
+        "eyebrow": eyebrow,
+        "names": names,
+        "front": front,
+        "front_charts": [trusted(c) for c in front.charts] if front else [],
+        "front_json": Markup(script_json(front.json)) if front else "",
         "engine": describe.engine(m),
         "scale": describe.scale(m),
         "created": fmt.clean(m.created, 40),
@@ -124,11 +178,11 @@ def html_report(m: Measurement) -> str:
         "how": describe.how(m),
         "texts": describe.texts(m),
         "warnings": [fmt.clean(w) for w in m.warnings],
-        "command": fmt.clean(m.command).split(" "),
+        "command": fmt.clean(m.command).split(),
         "setup": describe.setup(m),
         "version": fmt.clean(m.versions.get("nybble", ""), 40),
         "known_verdicts": (*view.VERDICTS, "failed"),
-        "json": Markup(script_json(m)),
+        "json": Markup(script_json(to_json(m))),
         "css": Markup(_asset("report.css")),
         "js": Markup(script),
         "script_hash": f"sha256-{digest}",
@@ -139,9 +193,9 @@ def html_report(m: Measurement) -> str:
     return environment.from_string(_asset("template.html.j2")).render(values)
 
 
-def script_json(m: Measurement) -> str:
-    """The measurement as JSON that cannot end or open a script element or a comment."""
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", to_json(m))
+def script_json(text: str) -> str:
+    """JSON rewritten so that it cannot end or open a script element or a comment."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _asset(name: str) -> str:

@@ -6,13 +6,23 @@ This module loads matplotlib; import it only where a picture is made.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nybble.errors import NybbleError
 from nybble.report import view
-from nybble.report.charts import along, canvas, categories, models, pareto, quality, sides, svg
+from nybble.report.charts import (
+    along,
+    before_after,
+    canvas,
+    categories,
+    models,
+    pareto,
+    quality,
+    sides,
+    svg,
+)
 from nybble.report.charts import parts as part_charts
 from nybble.report.charts.canvas import Picture, Theme
 from nybble.report.parts import Split
@@ -68,6 +78,18 @@ def part_chart(split: Split, key: str) -> Chart | None:
     with canvas.style(f"nybble-{key}"):
         picture = part_charts.draw(split, canvas.MARKED)
         return _chart(key, picture) if picture else None
+
+
+def pair_chart(
+    panels: Sequence[before_after.Panel], of: str, key: str, *, title: str, caption: str
+) -> Chart | None:
+    """Before and after, by `of` ("layer"); None where no pair has numbers."""
+    with canvas.style(f"nybble-{key}"):
+        picture = before_after.draw(panels, of, canvas.MARKED)
+        if picture is None:
+            return None
+        picture.title, picture.caption = title, caption
+        return _chart(key, picture)
 
 
 def pareto_svg(m: Measurement, at: int | None = None) -> str:

@@ -28,11 +28,13 @@
     window.getSelection().selectAllChildren(command);
     said(document.execCommand("copy") ? "Copied" : "Press Ctrl+C");
   }
-  copy.hidden = false;
-  copy.addEventListener("click", function () {
-    if (!navigator.clipboard) { select(); return; }
-    navigator.clipboard.writeText(command.textContent).then(function () { said("Copied"); }, select);
-  });
+  if (copy) {
+    copy.hidden = false;
+    copy.addEventListener("click", function () {
+      if (!navigator.clipboard) { select(); return; }
+      navigator.clipboard.writeText(command.textContent).then(function () { said("Copied"); }, select);
+    });
+  }
 
   // Paper cannot open a <details>.
   var opened = [];

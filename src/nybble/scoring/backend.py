@@ -59,8 +59,9 @@ class Backend(Protocol):
 class Parts(Backend, Protocol):
     """An engine that can give every layer a setting of its own."""
 
-    # index, count, heads, k_dim, v_dim, window (0 for none) of every layer that owns keys
-    layers: list[dict[str, int]]
+    # By label of the model: index, count, heads, k_dim, v_dim, window (0 for none) of every layer
+    # that owns keys.
+    layers: dict[str, list[dict[str, int]]]
 
     def start(self, models: Sequence[PreparedModel], progress: Progress) -> EngineProcess:
         """The child, which stays the engine's."""

@@ -115,7 +115,7 @@ def with_budget(
     names = _ladder(request)
     # Tokens that each layer holds, in the order of backend.layers.
     longest = max(text.chunks)
-    cells = [min(longest, layer["window"] or longest) for layer in backend.layers]
+    cells = [min(longest, layer["window"] or longest) for layer in backend.layers["a"]]
     sizes = {name: _bits(name, backend, cells) for name in names}
     ladder = sorted(names, key=sizes.__getitem__)
     fits = [name for name in ladder if sizes[name] <= request.budget + 1e-9]
@@ -137,7 +137,7 @@ def with_budget(
     errors = dict(zip(ladder, reply.header["errors"], strict=True))
     sites: dict[Site, list[Rung]] = {}
     total = 0.0
-    for i, layer in enumerate(backend.layers):
+    for i, layer in enumerate(backend.layers["a"]):
         for j, side in enumerate("KV"):
             stored = cells[i] * layer["heads"] * layer["k_dim" if side == "K" else "v_dim"]
             total += stored
@@ -181,7 +181,7 @@ def _side_bits(name: str, layer: Mapping[str, int], side: str) -> float:
 def _bits(name: str, backend: Parts, cells: Sequence[int]) -> float:
     """Bits an element of a type over the whole cache of this model."""
     bits = elements = 0.0
-    for layer, n in zip(backend.layers, cells, strict=True):
+    for layer, n in zip(backend.layers["a"], cells, strict=True):
         for side in "KV":
             stored = n * layer["heads"] * layer["k_dim" if side == "K" else "v_dim"]
             elements += stored
@@ -203,7 +203,7 @@ def _sensitivities(
 
     context = min(text.chunks)
     chunks = text.chunks[context][:_PROBES]
-    series = part_series(parse(probe), backend.layers, "layer")
+    series = part_series(parse(probe), backend.layers["a"], "layer")
     costs: dict[Site, float] = {}
     with RunStore(request.out or default_folder(backend, models, request)) as store:
         runner = CellRunner(models, request, store, progress, backend)

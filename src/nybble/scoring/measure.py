@@ -16,7 +16,7 @@ from nybble.errors import NybbleError
 from nybble.formats import unique
 from nybble.models.hub_cache import is_hub_id
 from nybble.models.summary import summarise
-from nybble.results.records import Measurement, Row, to_json
+from nybble.results.records import Measurement, ModelRecord, Row, to_json
 from nybble.results.store import RunStore, check_folder, content_key, write_text
 from nybble.scoring import prepare as prep
 from nybble.scoring.backend import Backend, LlamaCpp, Parts
@@ -107,7 +107,10 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
         series = wanted_series(request)
         if request.by and isinstance(backend, Parts):
             quantized = [s for s in request.settings if s.quantized and not s.around.at]
-            series += [p for s in quantized for p in part_series(s, backend.layers, request.by)]
+            series += [
+                p for m in models for s in quantized
+                for p in part_series(s, backend.layers[m.label], request.by, m.label)
+            ]  # fmt: skip
         sizes = _sizes(backend, models, series, request, progress)
         with RunStore(request.out or default_folder(backend, models, request)) as store:
             runner = CellRunner(models, request, store, progress, backend)
@@ -238,8 +241,7 @@ def _record(
         models=records,
         rows=rows,
         recommendation=" ".join(
-            (f"{record.name}: " if len(records) > 1 else "")
-            + recommend([r for r in rows if r.model == record.label])
+            _whose(record, records) + recommend([r for r in rows if r.model == record.label])
             for record in records
         ),
         warnings=[],
@@ -258,6 +260,14 @@ def _record(
             "compare_share": round(outcome.compare_s / spent, 4) if spent else 0.0,
         },
     )
+
+
+def _whose(record: ModelRecord, records: Sequence[ModelRecord]) -> str:
+    """Whom a sentence is about, where there are two; a model and its hardened copy share a name."""
+    if len(records) == 1:
+        return ""
+    same = len({r.name for r in records}) == 1
+    return f"{record.name} (model {record.label}): " if same else f"{record.name}: "
 
 
 def plan_cells(request: MeasureRequest) -> list[PlannedCell]:

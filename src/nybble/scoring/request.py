@@ -44,7 +44,8 @@ class MeasureRequest:
         via: "prefill" (blocks) or "decode" (token by token).
         weights: score on an "f16" or "f32" copy of quantized weights, or "as-shipped".
         framing: "template", "raw", or "auto": the template if the model has one.
-        by: also measure every "layer" or "head" of each setting alone; None for neither.
+        by: also measure every "layer" or "head" of each setting alone, on each model against its
+            own 16-bit reference; None for neither.
         budget: mean bits an element to spread over layers and sides; None for no proposal.
         split_kv: also measure K alone and V alone of every setting.
         memory_at: further contexts to state the cache's bytes for.

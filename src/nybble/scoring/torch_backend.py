@@ -58,7 +58,7 @@ class Transformers:
         self._calibrations: dict[str, str] = {}
         self._info: dict[str, str] = {}
         self._shapes: dict[str, dict[str, Any]] = {}
-        self.layers: list[dict[str, int]] = []
+        self.layers: dict[str, list[dict[str, int]]] = {}
 
     def check(self, paths: Sequence[Path]) -> list[str]:
         """Resolve the models; refuse what headers tell."""
@@ -133,8 +133,9 @@ class Transformers:
                     "threads": self._request.cpu_threads,
                 }
             )
-            self._info, self.layers = reply.header["info"], reply.header["layers"]
+            self._info = reply.header["info"]
             self._shapes = dict(zip("ab", reply.header["models"], strict=False))
+            self.layers = {label: shape["layers"] for label, shape in self._shapes.items()}
             if any(s.calibrated for s in self._request.settings):
                 for i, model in enumerate(models):
                     self._calibrate(child, i, model, progress)

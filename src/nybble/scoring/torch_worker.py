@@ -28,11 +28,13 @@ from nybble.engines.transformers.calibration_file import load as load_calibratio
 from nybble.engines.transformers.calibration_file import save as save_calibration  # noqa: E402
 from nybble.engines.transformers.load import load  # noqa: E402
 from nybble.engines.transformers.model import TorchModel  # noqa: E402
+from nybble.engines.transformers.observe import observe  # noqa: E402
 from nybble.engines.transformers.tokenizer import tokenizer  # noqa: E402
 from nybble.errors import EngineError  # noqa: E402
 from nybble.formats import KVSetting, check_head_size, parse  # noqa: E402
 from nybble.formats.calibration import Calibration  # noqa: E402
 from nybble.formats.codec import SideStore, cache_bytes, layer_stores  # noqa: E402
+from nybble.formats.energies import pack  # noqa: E402
 from nybble.models.checkpoint import resolve  # noqa: E402
 from nybble.scoring.compare import Rows  # noqa: E402
 from nybble.scoring.compare_torch import TorchReference  # noqa: E402
@@ -85,15 +87,18 @@ class TorchWorker(BaseWorker):
                 seen=" and ".join(f"{x.model.n_vocab:,}" for x in self._loaded),
                 allowed="two models with logits of one width",
             )
-        layers = [  # of the first model: parts and budgets are about one
-            {**asdict(s.layer), "window": s.window or 0}
-            for s in self._loaded[0].model.shapes if s.layer is not None
-        ]  # fmt: skip
         models = [
-            {"window": max(s.window or 0 for s in x.model.shapes) or None, "context": x.longest}
+            {
+                "window": max(s.window or 0 for s in x.model.shapes) or None,
+                "context": x.longest,
+                "layers": [
+                    {**asdict(s.layer), "window": s.window or 0}
+                    for s in x.model.shapes if s.layer is not None
+                ],
+            }
             for x in self._loaded
-        ]
-        return Frame({"info": self._info(), "layers": layers, "models": models})
+        ]  # fmt: skip
+        return Frame({"info": self._info(), "models": models})
 
     def _info(self) -> dict[str, str]:
         features = platform.machine()
@@ -129,6 +134,15 @@ class TorchWorker(BaseWorker):
         """Render, tokenize and cut one category with a folder's own tokenizer."""
         model = tokenizer(resolve(request.header["path"]))
         return chunks(model, request.header, self.event)
+
+    def do_observe(self, request: Frame) -> Frame:
+        """Energies of the first model's keys and queries over the payload's texts."""
+        ids = np.frombuffer(request.payload, dtype="<i4")
+        texts = np.split(ids, np.cumsum(request.header["lengths"])[:-1])
+        found = observe(
+            self._loaded[0].model, texts, lambda tokens: self.event(step="read", done=tokens)
+        )
+        return Frame(*pack(found))
 
     def do_calibrate(self, request: Frame) -> Frame:
         """Take statistics of a model over the payload's texts and write them to a file."""

@@ -27,6 +27,17 @@ def read_module(name: str) -> str | None:
     return None
 
 
+def module_names() -> list[str]:
+    """Return the dotted names of all modules of the standard library that are Python, sorted."""
+    found = set()
+    for root in _roots():
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            if all(part.isidentifier() for part in parts):  # no site-packages, no config-3.11-...
+                found.add(".".join(parts).removesuffix(".__init__"))
+    return sorted(found)
+
+
 def read_topics() -> dict[str, str]:
     """Return the language reference topics shipped for `help()`, sorted by name."""
     try:
