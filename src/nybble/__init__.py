@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nybble.errors import EngineError, ModelFileError, NybbleError
     from nybble.formats.setting import KVSetting
     from nybble.formats.setting import parse as parse_setting
+    from nybble.hardening.harden import HardenRequest, harden
     from nybble.results.records import Measurement
     from nybble.scoring.calibrate import Calibrated, calibrate
     from nybble.scoring.measure import Result, measure, plan_cells
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibrated",
     "EngineError",
+    "HardenRequest",
     "KVSetting",
     "MeasureRequest",
     "Measurement",
@@ -30,6 +32,7 @@ __all__ = [
     "Result",
     "__version__",
     "calibrate",
+    "harden",
     "measure",
     "parse_setting",
     "plan_cells",
@@ -39,6 +42,7 @@ __all__ = [
 _PLACES = {
     "Calibrated": "scoring.calibrate",
     "EngineError": "errors",
+    "HardenRequest": "hardening.harden",
     "KVSetting": "formats.setting",
     "MeasureRequest": "scoring.request",
     "Measurement": "results.records",
@@ -46,6 +50,7 @@ _PLACES = {
     "NybbleError": "errors",
     "Result": "scoring.measure",
     "calibrate": "scoring.calibrate",
+    "harden": "hardening.harden",
     "measure": "scoring.measure",
     "parse_setting": "formats.setting",
     "plan_cells": "scoring.measure",

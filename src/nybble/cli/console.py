@@ -31,6 +31,11 @@ def err() -> Console:
     return Console(stderr=True)
 
 
+def names(value: str | None) -> tuple[str, ...] | None:
+    """The parts of an option with commas."""
+    return None if value is None else tuple(v.strip() for v in value.split(",") if v.strip())
+
+
 class BarProgress:
     """A bar with time left on a terminal, a line now and then elsewhere, nothing if quiet.
 

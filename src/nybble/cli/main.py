@@ -18,6 +18,7 @@ from nybble.cli.calibrate import calibrate
 from nybble.cli.completion import completion
 from nybble.cli.doctor import doctor
 from nybble.cli.formats import formats
+from nybble.cli.harden import harden
 from nybble.cli.measure import measure
 from nybble.environment import VERSION
 from nybble.errors import NybbleError, nearest
@@ -50,7 +51,7 @@ def cli(debug: bool) -> None:
     """4-bit and 8-bit KV caches that can be trusted: measure what a KV type costs."""
 
 
-for command in (measure, calibrate, doctor, formats, completion):
+for command in (measure, harden, calibrate, doctor, formats, completion):
     cli.add_command(command)
 
 

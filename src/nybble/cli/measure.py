@@ -50,10 +50,6 @@ def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> 
         ) from error
 
 
-def _names(value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(v.strip() for v in value.split(",") if v.strip())
-
-
 def _rotations(value: str) -> tuple[bool, ...]:
     parts = [v.strip().lower() for v in value.split(",") if v.strip()]
     if not parts or not set(parts) <= {"on", "off"}:
@@ -131,7 +127,7 @@ def measure(
     request = MeasureRequest(
         settings=tuple(expand(kv, k, v, rotations)),
         contexts=context or (DEFAULT_CONTEXT,),
-        categories=_names(categories),
+        categories=console.names(categories),
         command=command_line(),
         **options,
     )
