@@ -38,6 +38,13 @@ def save(name: str, numbers: dict[str, Any]) -> Path:
     return path
 
 
+def put(page: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- NAME --> and <!-- /NAME --> in a page."""
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
+    after = rest.split(f"<!-- /{name} -->")[1]
+    page.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- /{name} -->{after}", encoding="utf-8")
+
+
 def topics_text(limit: int) -> str:
     """English reference prose out of the running Python (PSF-2.0)."""
     from pydoc_data.topics import topics

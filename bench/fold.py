@@ -11,13 +11,14 @@ family, with its weights as shipped and as F16. No text that is scored is calibr
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common import save
+from common import RESULTS, put, save
 from nybble import HardenRequest, NybbleError, harden, parse_setting
 from nybble.results.hardened import Hardened
 from nybble.scoring import prepare as prep
@@ -25,6 +26,7 @@ from nybble.scoring.corpora import training
 from nybble.scoring.corpora.calibration import groups
 from nybble.scoring.request import Silent
 
+ROOT = Path(__file__).parents[1]
 KINDS = ("prose", "code", "scripts")
 SETTINGS = ("q4_0/q4_0", "q8_0/q8_0")
 
@@ -93,13 +95,57 @@ def one_kind(folder: Path) -> dict[str, Path]:
     return paths
 
 
+def gains_table(models: dict[str, dict[str, Any]]) -> str:
+    """Every model and KV type: mean KLD before and after, all over and times lower by kind."""
+    lines = [
+        f"| model | KV type | before | after | times lower | {' | '.join(KINDS)} |",
+        "|---|---|--:|--:|--:" + "|--:" * len(KINDS) + "|",
+    ]
+    for name, run in models.items():
+        if "refused" in run:
+            lines.append(f"| {name} | {run['refused']} | | | |" + " |" * len(KINDS))
+            continue
+        for setting, s in run["settings"].items():
+            spans = [f"{e['value']:.2g} [{e['low']:.2g}, {e['high']:.2g}]"
+                     for e in (s["before"], s["after"])]  # fmt: skip
+            kinds = " | ".join(f"{s['by kind'][k]['times lower']:.1f}" for k in KINDS)
+            cells = [name, setting, *spans, f"**{s['times lower']:.1f}**", kinds]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def transfer_table(transfer: dict[str, Any]) -> str:
+    """Mean KLD after the fold, by what it was calibrated on and what it was measured on."""
+    lines = [f"| calibrated on | {' | '.join(KINDS)} |", "|---" + "|--:" * len(KINDS) + "|"]
+    before = next(iter(transfer.values()))
+    lines.append("| not folded | " + " | ".join(f"{before[k]['before']:.3f}" for k in KINDS) + " |")
+    for name, by_kind in transfer.items():
+        cells = [f"{by_kind[k]['after']:.3f} ({by_kind[k]['times lower']:.1f}x)" for k in KINDS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Remake the tables of docs/harden.md."""
+    models = {"Gemma 3 270M": result["gemma-3-270m"]}
+    for kind, run in result.get("SmolLM2-135M", {}).items():
+        models[f"SmolLM2 135M, {kind}"] = run
+    page = ROOT / "docs" / "harden.md"
+    put(page, "fold", gains_table(models))
+    put(page, "transfer", transfer_table(result["transfer"]))
+
+
 def main() -> None:
-    """Run all and save."""
+    """Run all, save, and remake the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=3)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--page", action="store_true", help="only remake docs/harden.md")
     given = parser.parse_args()
+    if given.page:
+        write_page(json.loads((RESULTS / "fold.json").read_text(encoding="utf-8")))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         common = {"model": given.model, "documents": given.documents}
@@ -120,6 +166,7 @@ def main() -> None:
                 "F16": fold(folder / "f.gguf", **common),
             }
     print(save("fold", {"documents": given.documents, "kinds": KINDS, **result}))
+    write_page(result)
 
 
 if __name__ == "__main__":

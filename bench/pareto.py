@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import save
+from common import put, save
 from nybble import MeasureRequest, measure, parse_setting
 from nybble.results.records import Measurement
 from nybble.results.store import write_text
@@ -29,7 +29,6 @@ MORE = (
     "q4_0-norot", "q4_0+mean+scale+search", "exl3_3", "kivi4", "quanto_4", "q4_1", "q5_1",
     "q8_0/q4_0", "q8_0", "exl3_6", "int8_per_token_head", "fp8_e4m3",
 )  # fmt: skip
-MARKERS = ("<!-- pareto -->", "<!-- /pareto -->")
 KINDS = ("prose", "code", "scripts")
 AT = 4096  # tokens of context that stored bits are counted at
 CONTEXT = 640  # past the demo model's window of 512
@@ -114,12 +113,7 @@ def main() -> None:
     from nybble.report.plots import pareto_svg
 
     write_text(ROOT / "docs" / "img" / "pareto.svg", pareto_svg(gemma, AT))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    new = f"{before}{MARKERS[0]}\n{block(table(gemma))}\n{MARKERS[1]}{after}"
-    write_text(readme, new)
+    put(ROOT / "README.md", "pareto", block(table(gemma)))
     print(path.read_text(encoding="utf-8"))
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from nybble.errors import MissingExtraError
+from nybble.hardening.names import INSTALL
 from nybble.hardening.train.packages import PACKAGES, need
 from nybble.hardening.train.request import TrainRequest
-
-INSTALL = 'pip install "nybble[train]"'
 
 
 def python(code: str, *absent: str) -> subprocess.CompletedProcess[str]:

@@ -150,7 +150,7 @@ def source(request: HardenRequest) -> Checkpoint:
             "this model is hardened already",
             seen=f"{checkpoint.name}: {found.get(RECORD, 'yes')}",
             allowed="an original model",
-            hint="--again does it once more, which gains nothing on the same text",
+            hint="--again, with other --text: on the same there is nothing left to gain",
         )
     check_target(checkpoint.path, request.out, request.fresh, checkpoint.kind)
     return checkpoint
