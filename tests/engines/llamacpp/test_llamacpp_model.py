@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf_models import write_tiny_qwen3
 from nybble.engines.llamacpp.model import UBATCH, Model
 from nybble.errors import EngineError
 from nybble.formats import KV_TYPES, KVSetting, make, parse
@@ -252,3 +253,10 @@ class TestRefusals:
         lane.close()
         found.close()
         found.close()
+
+
+def test_a_vocabulary_that_spells_a_space_in_three_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny_qwen3(path)  # bytes only, and SentencePiece's space is U+2581
+    tokens = Model(path).tokenize("a b c d e f g h", special=False)
+    assert len(tokens) == 8 + 3 * 8  # one more space in front

@@ -79,14 +79,15 @@ class Model:
             special: read control tokens written in the text (chat templates) as such.
         """
         data = text.encode("utf-8")
-        size = len(data) + 8
-        out = np.empty(size, dtype=np.int32)
-        n = self._lib.llama_tokenize(
-            self._vocab, data, len(data), ffi.from_buffer("int32_t[]", out), size, False, special
-        )
-        if n < 0:
-            raise EngineError("llama.cpp cannot tokenize this text", seen=f"{len(data)} bytes")
-        return out[:n].copy()
+        size = len(data) + 8  # enough but where a vocabulary spells a space in several tokens
+        for _ in range(2):
+            out = np.empty(size, dtype=np.int32)
+            into = ffi.from_buffer("int32_t[]", out)
+            n = self._lib.llama_tokenize(self._vocab, data, len(data), into, size, False, special)
+            if n >= 0:
+                return out[:n].copy()
+            size = min(-n, 4 * len(data) + 8)  # what it says it needs
+        raise EngineError("llama.cpp cannot tokenize this text", seen=f"{len(data)} bytes")
 
     def context(
         self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False,
