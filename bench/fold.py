@@ -126,10 +126,11 @@ def transfer_table(transfer: dict[str, Any]) -> str:
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Remake the tables of docs/harden.md."""
+    """Remake the tables of docs/harden.md and the README."""
     models = {"Gemma 3 270M": result["gemma-3-270m"]}
     for kind, run in result.get("SmolLM2-135M", {}).items():
         models[f"SmolLM2 135M, {kind}"] = run
+    put(ROOT / "README.md", "harden", gains_table({"Gemma 3 270M": models["Gemma 3 270M"]}))
     page = ROOT / "docs" / "harden.md"
     put(page, "fold", gains_table(models))
     put(page, "transfer", transfer_table(result["transfer"]))
