@@ -59,6 +59,7 @@ _TRAINING = (
 )  # fmt: skip
 
 
+_GROUPS = ("scales", "norms", "matrices", "low rank")  # RATES of train/parameters.py
 _NAMES = ("scope", "lora", "steps", "batch", "accumulate", "context", "shares", "lr", "stored",
           "eval_every", "patience", "precision", "log", "seed", "run")  # fmt: skip
 
@@ -82,13 +83,17 @@ def _numbers(text: str | None) -> tuple[float, ...]:
 def _rates(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
     found = []
     for text in texts:
-        name, _, rate = text.partition("=")
+        name, _, rate = (part.strip() for part in text.partition("="))
         try:
-            found.append((name.strip(), float(rate)))
+            if name not in _GROUPS:
+                raise ValueError(name)
+            found.append((name, float(rate)))
         except ValueError as error:
             raise NybbleError(
-                "--lr takes a group and its rate", seen=text, hint="--lr matrices=1e-5"
-            ) from error
+                "--lr takes a group and its rate", seen=text,
+                allowed=f"GROUP=RATE, GROUP one of {', '.join(_GROUPS)}",
+                hint="--lr matrices=1e-5",
+            ) from error  # fmt: skip
     return tuple(found)
 
 
@@ -121,7 +126,8 @@ def _refuse_without_train(context: click.Context) -> None:
 @click.option("--again", is_flag=True, help="Harden a model that already is.")
 @click.option("--device", default="auto", show_default=True, help=", ".join(DEVICES) + ".")
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores]")
-@click.option("--fresh", is_flag=True, help="Replace an output that is there.")
+@click.option("--fresh", is_flag=True,
+              help="Replace an output that is there; train from the start.")  # fmt: skip
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def harden(
@@ -176,10 +182,12 @@ def harden(
 
 def _train_request(request: HardenRequest, given: dict[str, Any]) -> TrainRequest:
     run, shares, rates = (given.pop(name) for name in ("run", "shares", "lr"))
+    context = given["context"]
+    scored = context - int(context * TrainRequest.score_from)
     return TrainRequest(
         out=run or request.out.with_name(f"{request.out.name}.train"),
         settings=tuple(map(str, request.settings)), weights=_numbers(shares), lr=_rates(rates),
         patience=given.pop("patience") or None, threads=request.threads, device=request.device,
-        resume=not request.fresh,
+        resume=not request.fresh, positions=max(1, min(TrainRequest.positions, scored)),
         **given,
     )  # fmt: skip

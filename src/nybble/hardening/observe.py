@@ -40,6 +40,7 @@ def observe_llamacpp(
             not finite.
     """
     header = {"op": "observe", "path": str(path), "threads": threads}
+    progress.stage("loading the weights")
     with closing(EngineProcess(WORKER, timeout=timeout)) as child:
         return _ask(child, header, path.name, texts, progress)
 
@@ -77,9 +78,10 @@ def _ask(
     payload = b"".join(np.ascontiguousarray(text, dtype="<i4").tobytes() for text in texts)
 
     def on_event(event: dict[str, Any]) -> None:
-        if event.get("step") == "read":
+        if event.get("step") == "observe":
+            progress.begin(f"keys and queries of {name}", sum(map(len, texts)))
+        elif event.get("step") == "read":
             progress.advance(event["done"])
 
-    progress.begin(f"calibrating on {name}", sum(map(len, texts)))
     frame = child.request({**header, "lengths": [len(t) for t in texts]}, payload, on_event)
     return unpack(frame.header, frame.payload)

@@ -139,6 +139,7 @@ class TorchWorker(BaseWorker):
         """Energies of the first model's keys and queries over the payload's texts."""
         ids = np.frombuffer(request.payload, dtype="<i4")
         texts = np.split(ids, np.cumsum(request.header["lengths"])[:-1])
+        self.event(step="observe")
         found = observe(
             self._loaded[0].model, texts, lambda tokens: self.event(step="read", done=tokens)
         )

@@ -28,7 +28,7 @@ VERSION = 1
 KEPT = 2  # checkpoints: the newest and the one before
 
 Tensors = Mapping[str, torch.Tensor]
-_ELSE = "--fresh starts over, or another --out"
+_ELSE = "--fresh starts over, or another --run"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 
@@ -100,7 +100,7 @@ class Checkpoints:
         except filelock.Timeout as error:
             raise NybbleError(
                 "another training is writing to this folder", seen=str(self.folder),
-                hint="wait for it, or give this one its own --out",
+                hint="wait for it, or give this one its own --run",
             ) from error  # fmt: skip
         except OSError as error:
             raise _unwritable(self.folder, error) from error
@@ -298,5 +298,5 @@ def _unwritable(path: Path, error: Exception) -> NybbleError:
     return NybbleError(
         "cannot write a checkpoint; the one before is kept",
         seen=f"{path}: {error}",
-        hint="free space, or --out on another disk; the same command continues",
+        hint="free space, or --run on another disk; the same command continues",
     )

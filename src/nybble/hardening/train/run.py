@@ -24,6 +24,7 @@ from nybble.engines.transformers.load import load  # noqa: E402
 from nybble.engines.transformers.model import TorchModel  # noqa: E402
 from nybble.engines.transformers.observe import observe  # noqa: E402
 from nybble.environment import cache_dir  # noqa: E402
+from nybble.errors import NybbleError  # noqa: E402
 from nybble.formats.energies import Energies  # noqa: E402
 from nybble.hardening.export import export_gguf  # noqa: E402
 from nybble.hardening.export_folder import export_folder  # noqa: E402
@@ -68,12 +69,17 @@ def harden_by_training(
             command goes on from them.
     """
     progress = progress or Silent()
+    if request.statistics == "llama.cpp":
+        raise NybbleError(
+            "training sees keys and queries in transformers", seen="--statistics llama.cpp",
+            allowed="auto, transformers",
+        )  # fmt: skip
     checkpoint = source(request)
     find_sites(checkpoint)  # refuses a family without a rule before anything is converted
     calibration, pool = _texts(checkpoint, request, training, progress)
     progress.stage("loading the weights")
     model, family, sites = _loaded(checkpoint)
-    energies = observe(TorchModel(model), calibration)
+    energies = _calibrated(model, calibration, training.cpu_threads, progress)
     folds = _folds(energies, family, sites)
     student = KVStudent(model, family, sites, training)
     student.set_scales({i: f.scale for i, f in folds.items()})
@@ -82,6 +88,10 @@ def harden_by_training(
     if not result.improved:
         progress.note("training did not lower the held-out KLD; the fold alone is kept")
     tensors = {name: t.cpu().numpy() for name, t in student.changed().items()}
+    if not result.improved and training.stored is None:
+        # What was trained is as it was: to store it in another type would only lose of it.
+        folded = {name for site in sites for name in (*site.queries, *site.keys)}
+        tensors = {name: values for name, values in tensors.items() if name in folded}
     del student, model
     gc.collect()  # verification loads the model twice more
     if not is_main():
@@ -112,6 +122,11 @@ def _texts(
     try:
         backend.check([checkpoint.path])
         prepared = backend.prepare("a", checkpoint.path, progress)
+        if training.context > prepared.context_length:
+            raise NybbleError(
+                "the model was not made for texts this long", seen=f"--context {training.context}",
+                allowed=f"up to {prepared.context_length:,}",
+            )  # fmt: skip
         progress.stage("tokenizing")
         calibration = short_texts(backend, prepared, request.text, request.tokens)
         chunks, documents = training_texts(backend, prepared, request.text, training.context)
@@ -140,6 +155,18 @@ def _loaded(checkpoint: Checkpoint) -> tuple[Any, Family, list[Site]]:
         return tuple(names[plain_name(name)] for name in given)
 
     return model, family, [replace(s, queries=named(s.queries), keys=named(s.keys)) for s in sites]
+
+
+def _calibrated(
+    model: Any, calibration: Sequence[Tokens], threads: int, progress: Progress
+) -> Energies:
+    progress.begin("calibrating", sum(map(len, calibration)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return observe(TorchModel(model), calibration, progress.advance)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _folds(energies: Energies, family: Family, sites: Sequence[Site]) -> dict[int, LayerFold]:
