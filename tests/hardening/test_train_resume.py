@@ -23,9 +23,9 @@ from train_toys import Told, ToyStudent, pool, request, run, table  # noqa: E402
 from nybble.errors import NybbleError  # noqa: E402
 from nybble.hardening.train import checkpoints as module  # noqa: E402
 from nybble.hardening.train.checkpoints import Checkpoints, State  # noqa: E402
-from nybble.hardening.train.interface import TrainResult  # noqa: E402
 from nybble.hardening.train.loop import train  # noqa: E402
 from nybble.hardening.train.tensors import load_moments, moments  # noqa: E402
+from nybble.results.hardened import Training  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or sys.platform == "darwin", reason="kills forked children"
@@ -65,7 +65,7 @@ def killed(work: Callable[[], object]) -> None:
     assert child.exitcode == -signal.SIGKILL
 
 
-def outcome(out: Path, student: ToyStudent, found: TrainResult) -> dict[str, Any]:
+def outcome(out: Path, student: ToyStudent, found: Training) -> dict[str, Any]:
     """All that must be the same, tensors as bytes."""
     return {
         "tensors": {n: t.numpy().tobytes() for n, t in student.trained().items()},

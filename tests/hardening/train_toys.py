@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from nybble.hardening.train.data import TokenPool
-from nybble.hardening.train.interface import TrainResult
 from nybble.hardening.train.loop import train
 from nybble.hardening.train.request import TrainRequest
+from nybble.results.hardened import Training
 
 VOCAB, DIM, CONTEXT = 48, 16, 32
 LEVELS = {"q4_0/q4_0": 7, "q8_0/q8_0": 127}
@@ -117,7 +117,7 @@ def request(out: Path, **changes: Any) -> TrainRequest:
     return TrainRequest(**{**base, **changes})
 
 
-def run(out: Path, student: ToyStudent | None = None, **changes: Any) -> TrainResult:
+def run(out: Path, student: ToyStudent | None = None, **changes: Any) -> Training:
     return train(student or ToyStudent(), pool(), request(out, **changes), "model")
 
 

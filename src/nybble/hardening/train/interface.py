@@ -1,9 +1,8 @@
-"""What the loop asks of a model in training, and what it gives back."""
+"""What the loop asks of a model in training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -40,30 +39,3 @@ class Student(Protocol):
 
     def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy such tensors into the parameters that the optimizer has."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What came of a training. The student then holds the best tensors, or those of the start.
-
-    Attributes:
-        improved: whether the held-out KLD ever was below the start's.
-        start: mean held-out KLD by KV setting before training; "f16" is the tax.
-        best: the same of the state that is kept.
-        best_step: after which step that was.
-        steps: steps done.
-        stopped: "steps" or "plateau".
-        skipped: steps that were not finite.
-        tokens: trained on.
-        seconds: of training, over all sessions.
-    """
-
-    improved: bool
-    start: Mapping[str, float]
-    best: Mapping[str, float]
-    best_step: int
-    steps: int
-    stopped: str
-    skipped: int
-    tokens: int
-    seconds: float

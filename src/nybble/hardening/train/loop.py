@@ -21,12 +21,13 @@ from nybble.formats import parse
 from nybble.hardening.train.checkpoints import Checkpoints, State
 from nybble.hardening.train.data import TokenPool
 from nybble.hardening.train.draws import Purpose, choice, permutation
-from nybble.hardening.train.interface import TAX, Student, Tensor, TrainResult
+from nybble.hardening.train.interface import TAX, Student, Tensor
 from nybble.hardening.train.log import HeldOutRow, StepRow, TrainLog, summary_writer
 from nybble.hardening.train.processes import accelerator, as_ids, held_out, main_says, prepare
 from nybble.hardening.train.rates import share_of_peak, with_peaks
 from nybble.hardening.train.request import TrainRequest
 from nybble.hardening.train.tensors import check_same, load_moments, moments
+from nybble.results.hardened import Training
 from nybble.scoring.request import Progress, Silent
 
 BETAS = (0.9, 0.98)
@@ -42,7 +43,7 @@ def train(
     request: TrainRequest,
     model: str,
     progress: Progress | None = None,
-) -> TrainResult:
+) -> Training:
     """Train, and leave the best state in the student.
 
     Args:
@@ -107,7 +108,7 @@ class _Training:
                 hint="more --text, or a smaller --batch or --accumulate",
             )  # fmt: skip
 
-    def run(self) -> TrainResult:
+    def run(self) -> Training:
         """Start or resume, train, and put the best state back."""
         with self.checkpoints:
             self.accelerator.wait_for_everyone()
@@ -129,7 +130,8 @@ class _Training:
                 self.student.module = self.accelerator.unwrap_model(
                     self.student.module, keep_fp32_wrapper=False
                 )
-        return TrainResult(
+        return Training(
+            scope=self.request.scope, settings=self.request.settings,
             improved=state.best_step > 0, start=state.start, best=state.best,
             best_step=state.best_step, steps=state.step,
             stopped="plateau" if self._plateau(state) else "steps",

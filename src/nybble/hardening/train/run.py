@@ -42,7 +42,7 @@ from nybble.hardening.train.student import KVStudent  # noqa: E402
 from nybble.hardening.verify import verify  # noqa: E402
 from nybble.models.checkpoint import Checkpoint  # noqa: E402
 from nybble.models.folder import weight_files  # noqa: E402
-from nybble.results.hardened import Hardened, LayerGain, Training  # noqa: E402
+from nybble.results.hardened import Hardened, LayerGain  # noqa: E402
 from nybble.scoring.calibration_text import short_texts, training_texts  # noqa: E402
 from nybble.scoring.measure import choose_backend  # noqa: E402
 from nybble.scoring.request import Progress, Silent  # noqa: E402
@@ -108,7 +108,7 @@ def harden_by_training(
         file=request.out.name, method="train", family=family.name, statistics=energies.engine,
         tokens=energies.tokens, layers=tuple(LayerGain(i, f.gain, f.bound)
                                              for i, f in sorted(folds.items())),
-        training=Training(scope=training.scope, settings=training.settings, **vars(result)),
+        training=result,
         **vars(verification),
     )  # fmt: skip
 
