@@ -1,11 +1,12 @@
 """The fold in llama.cpp: how much less a quantized cache hurts, and how far its scale carries.
 
-    python bench/fold.py [--documents 3] [--smollm2 FILE.gguf]
+    python bench/fold.py gains --documents 8
+    python bench/fold.py transfer smollm2 --smollm2 FILE.gguf
 
 Gemma 3 270M: original and folded on English prose, Python code and non-Latin scripts, with
-intervals over documents. Then the scale calibrated on one kind of text only and measured on all
-three. With --smollm2 (no norms on queries and keys) also what the formula and llama.cpp say of that
-family, with its weights as shipped and as F16. No text that is scored is calibrated on.
+intervals over documents. transfer: the scale calibrated on one kind of text only and measured on
+all three. smollm2: a family without norms on queries and keys, as the formula and llama.cpp see it.
+No text that is scored is calibrated on.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def gains_table(models: dict[str, dict[str, Any]]) -> str:
     ]
     for name, run in models.items():
         if "refused" in run:
-            lines.append(f"| {name} | {run['refused']} | | | |" + " |" * len(KINDS))
+            reason = run["refused"].partition(": ")[2]
+            lines.append(f"| {name} | refused: {reason} | | | |" + " |" * len(KINDS))
             continue
         for setting, s in run["settings"].items():
             spans = [f"{e['value']:.2g} [{e['low']:.2g}, {e['high']:.2g}]"
@@ -127,46 +129,57 @@ def transfer_table(transfer: dict[str, Any]) -> str:
 
 def write_page(result: dict[str, Any]) -> None:
     """Remake the tables of docs/harden.md and the README."""
-    models = {"Gemma 3 270M": result["gemma-3-270m"]}
-    for kind, run in result.get("SmolLM2-135M", {}).items():
+    gemma = result["gemma-3-270m"]
+    models = {"Gemma 3 270M": gemma}
+    for kind, run in result["SmolLM2-135M"].items():
         models[f"SmolLM2 135M, {kind}"] = run
-    put(ROOT / "README.md", "harden", gains_table({"Gemma 3 270M": models["Gemma 3 270M"]}))
+    put(ROOT / "README.md", "harden", gains_table({"Gemma 3 270M": gemma}))
     page = ROOT / "docs" / "harden.md"
     put(page, "fold", gains_table(models))
     put(page, "transfer", transfer_table(result["transfer"]))
 
 
+def transfer(folder: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """The same model folded by each kind of text alone, and by all."""
+    found = {}
+    for kind, path in {"all kinds": None, **one_kind(folder)}.items():
+        text = () if path is None else (path,)
+        run = fold(folder / "t.gguf", text=text, settings=SETTINGS[:1], **common)
+        found[kind] = run["settings"][SETTINGS[0]]["by kind"]
+    return found
+
+
+def smollm2(folder: Path, path: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """A model without norms on queries and keys: its 4-bit weights, and the same as F16."""
+    request = HardenRequest(out=folder / "f.gguf", model=path)
+    copy = prep.prepare("a", path, request.measurement(path), Silent())
+    files = {"weights in 4 bits, as shipped": path, "weights in F16": copy.scored_file}
+    return {k: fold(folder / "s.gguf", **{**common, "model": f}) for k, f in files.items()}
+
+
 def main() -> None:
-    """Run all, save, and remake the page."""
+    """Run what is asked for, keep the rest of the last result, and remake the pages."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help="gains, transfer, smollm2, or none: pages only")
     parser.add_argument("--documents", type=int, default=3)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--page", action="store_true", help="only remake docs/harden.md")
     given = parser.parse_args()
-    if given.page:
-        write_page(json.loads((RESULTS / "fold.json").read_text(encoding="utf-8")))
-        return
+    path = RESULTS / "fold.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         common = {"model": given.model, "documents": given.documents}
-        result: dict[str, Any] = {"gemma-3-270m": fold(folder / "a.gguf", **common)}
-        transfer = {"all kinds": result["gemma-3-270m"]["settings"][SETTINGS[0]]["by kind"]}
-        for kind, path in one_kind(folder).items():
-            run = fold(folder / "t.gguf", text=(path,), settings=SETTINGS[:1], **common)
-            transfer[kind] = run["settings"][SETTINGS[0]]["by kind"] if "settings" in run else run
-        result["transfer"] = transfer
-        if given.smollm2:
-            common["model"] = given.smollm2
-            shipped = fold(folder / "s.gguf", **common)
-            request = HardenRequest(out=folder / "f.gguf", model=given.smollm2)
-            copy = prep.prepare("a", given.smollm2, request.measurement(given.smollm2), Silent())
-            common["model"] = copy.scored_file
-            result["SmolLM2-135M"] = {
-                "as shipped": shipped,
-                "F16": fold(folder / "f.gguf", **common),
-            }
-    print(save("fold", {"documents": given.documents, "kinds": KINDS, **result}))
+        if "gains" in given.parts:
+            result["gemma-3-270m"] = fold(folder / "a.gguf", **common)
+        if "transfer" in given.parts:
+            result["transfer"] = transfer(folder, common)
+        if "smollm2" in given.parts:
+            result["SmolLM2-135M"] = smollm2(folder, given.smollm2, common)
+    if given.parts:
+        kept = {k: result[k] for k in ("gemma-3-270m", "transfer", "SmolLM2-135M") if k in result}
+        documents = {**result.get("documents", {}), **dict.fromkeys(given.parts, given.documents)}
+        print(save("fold", {"documents": documents, "kinds": KINDS, **kept}))
     write_page(result)
 
 

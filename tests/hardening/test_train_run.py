@@ -293,6 +293,11 @@ class TestAgain:
         assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
         assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
+    def test_another_calibration(self, bench: Bench, qwen3: Path, made: Made) -> None:
+        run = made.out.with_name("o.gguf.train")
+        with pytest.raises(NybbleError, match="cannot resume with another value of text"):
+            bench.train(qwen3, made.out.with_name("p.gguf"), out=run, asked={"tokens": 300})
+
 
 class TestNoGain:
     @pytest.mark.usefixtures("unverified", "engine")
@@ -419,6 +424,11 @@ class TestRefused:
     def test_statistics_of_another_engine(self, refused: Refused) -> None:
         error = refused("in transformers", asked={"statistics": "llama.cpp"})
         assert error.seen == "--statistics llama.cpp"
+
+    def test_weights_as_stored_of_a_folder(self, refused: Refused, tmp_path: Path) -> None:
+        source = write_folder(tmp_path / "m", "llama")
+        error = refused("only a GGUF", model=source, scope="all", stored="q4_0")
+        assert "convert_hf_to_gguf" in str(error.hint)
 
     def test_hardened_already(
         self, refused: Refused, made: Made, bench: Bench, tmp_path: Path,

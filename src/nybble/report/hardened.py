@@ -57,12 +57,15 @@ def unchanged(found: Hardened) -> str:
 
 def trained(t: Training) -> str:
     """How the training went, in one line."""
+    # The 16-bit model's KLD from itself is a sum of rounding, which may fall below 0.
     lines = ", ".join(
-        f"{name} {fmt.kld(kld)} to {fmt.kld(t.best[name])}" for name, kld in t.start.items()
+        f"{name} {fmt.kld(max(kld, 0.0))} to {fmt.kld(t.best[name])}"
+        for name, kld in t.start.items()
     )
+    took = f"{t.seconds / 60:.0f} minutes" if t.seconds >= 90 else f"{t.seconds:.0f} seconds"
     kept = f"step {t.best_step} of {t.steps} is kept" if t.improved else "the fold alone is kept"
     return (
-        f"training of {t.scope} on {t.tokens:,} tokens in {t.seconds / 60:.0f} minutes: {kept}; "
+        f"training of {t.scope} on {t.tokens:,} tokens in {took}: {kept}; "
         f"mean KLD on text held out from it: {lines}"
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from nybble.engines.transformers.model import TorchModel  # noqa: E402
 from nybble.engines.transformers.observe import observe  # noqa: E402
 from nybble.environment import cache_dir  # noqa: E402
 from nybble.errors import NybbleError  # noqa: E402
-from nybble.formats.energies import Energies  # noqa: E402
+from nybble.formats.energies import Energies, text_hash  # noqa: E402
 from nybble.hardening.export import export_gguf  # noqa: E402
 from nybble.hardening.export_folder import export_folder  # noqa: E402
 from nybble.hardening.families import Family  # noqa: E402
@@ -68,13 +70,19 @@ def harden_by_training(
         NybbleError: see `harden` and `train.loop.train`; the checkpoints stay, so the same
             command goes on from them.
     """
-    progress = progress or Silent()
+    if progress is None or os.environ.get("RANK", "0") != "0":  # torchrun's; one process tells
+        progress = Silent()
     if request.statistics == "llama.cpp":
         raise NybbleError(
             "training sees keys and queries in transformers", seen="--statistics llama.cpp",
             allowed="auto, transformers",
         )  # fmt: skip
     checkpoint = source(request)
+    if training.stored and checkpoint.kind == "folder":
+        raise NybbleError(
+            "only a GGUF stores weights in such a type", seen=f"--stored {training.stored}",
+            allowed="a GGUF as MODEL", hint="convert_hf_to_gguf.py MODEL --outtype f16",
+        )  # fmt: skip
     find_sites(checkpoint)  # refuses a family without a rule before anything is converted
     calibration, pool = _texts(checkpoint, request, training, progress)
     progress.stage("loading the weights")
@@ -133,7 +141,9 @@ def _texts(
     finally:
         backend.close()
     pool = TokenPool.split(chunks, documents, training.held_out, training.seed)
-    return calibration, pool
+    # A checkpoint holds scales that started from this calibration; another is another training.
+    both = hashlib.sha256((pool.sha256 + text_hash(calibration)).encode()).hexdigest()
+    return calibration, replace(pool, sha256=both)
 
 
 def _loaded(checkpoint: Checkpoint) -> tuple[Any, Family, list[Site]]:
