@@ -125,7 +125,7 @@ def harden(request: HardenRequest, progress: Progress | None = None) -> Hardened
         offset=0.0 if gguf else family.offset,
     )  # fmt: skip
     layers = tuple(LayerGain(i, f.gain, f.bound) for i, f in sorted(planned.folds.items()))
-    _say(family, layers, progress)
+    _promise(family, layers, progress)
     kept = record(checkpoint, "fold", energies, {})
     with partial(request.out, request.fresh) as path:
         _write(checkpoint, path, planned, kept, progress)
@@ -173,11 +173,11 @@ def record(
     return {name: method, **{f"{name}.{k}": v for k, v in fields.items()}}
 
 
-def _say(family: Family, layers: Sequence[LayerGain], progress: Progress) -> None:
+def _promise(family: Family, layers: Sequence[LayerGain], progress: Progress) -> None:
     """What the formula promises, before anything is written.
 
     Raises:
-        NybbleError: nothing.
+        NybbleError: there is nothing to gain.
     """
     gain, bound = (float(np.exp(np.mean(np.log([getattr(y, name) for y in layers]))))
                    for name in ("gain", "bound"))  # fmt: skip
@@ -235,17 +235,17 @@ def _write(
     checkpoint: Checkpoint,
     path: Path,
     planned: Planned,
-    record: Mapping[str, str],
+    kept: Mapping[str, str],
     progress: Progress,
 ) -> None:
     progress.begin("writing", 1.0)
     on_progress = advancing(progress)
     if checkpoint.kind == "gguf":
-        scale_gguf(checkpoint.path, path, planned.scales, record, on_progress)
-        check_gguf(checkpoint.path, path, planned.scales, record)
+        scale_gguf(checkpoint.path, path, planned.scales, kept, on_progress)
+        check_gguf(checkpoint.path, path, planned.scales, kept)
     else:
-        scale_folder(checkpoint.path, path, planned.scales, record, on_progress)
-        check_folder(checkpoint.path, path, planned.scales, record)
+        scale_folder(checkpoint.path, path, planned.scales, kept, on_progress)
+        check_folder(checkpoint.path, path, planned.scales, kept)
 
 
 def advancing(progress: Progress) -> Callable[[float], None]:
