@@ -263,7 +263,7 @@ class TestGuards:
         from nybble.formats.codec import SideStore
 
         model = opened(folders["llama"], "q4_0/q4_0")
-        monkeypatch.setattr(SideStore, "roundtrip", lambda self, x: x)
+        monkeypatch.setattr(SideStore, "roundtrip", lambda self, x, *through: x)
         with pytest.raises(CacheNotReadError):
             model.loglikelihood(SCORED, disable_tqdm=True)
 
