@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -59,6 +60,22 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large blocks that are freed, for the rest of this process.
+
+    glibc maps a tensor of 32 MiB or more anew every time and gives it back at once; the kernel
+    then clears it page by page. That was two thirds of a training step (Gemma 3 270M on 2 cores:
+    20 s a sequence, 7 without). Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    # malloc.h: M_MMAP_MAX, no block of its own; M_TRIM_THRESHOLD, the most that is kept.
+    mallopt(-4, 0)
+    mallopt(-1, 2**31 - 1)
 
 
 def hardware() -> dict[str, object]:

@@ -33,8 +33,8 @@ class TestRanges:
             ("context", 31, "32 or more"),
             ("score_from", 0.96, "0.0 to 0.95"),
             ("score_from", math.nan, "0.0 to 0.95"),
-            ("positions", 0, "1 to 512"),
-            ("positions", 513, "1 to 512"),
+            ("positions", 0, "1 to 1,024"),
+            ("positions", 1025, "1 to 1,024"),
             ("warmup", 1.1, "0.0 to 1.0"),
             ("precision", "fp16", "auto, bf16, f32"),
             ("eval_every", 0, "1 or more"),
@@ -62,18 +62,17 @@ class TestRanges:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("lora", 4096), ("score_from", 0.95), ("positions", 512), ("warmup", 0.0),
+        [("lora", 4096), ("score_from", 0.95), ("positions", 1024), ("warmup", 0.0),
          ("warmup", 1.0), ("patience", None), ("checkpoint_every", 0.0), ("lr", (("kv", 1.0),)),
          ("seed", 2**80)],
     )  # fmt: skip
     def test_allowed(self, field: str, value: Any) -> None:
-        changes = {"positions": 20} if field == "score_from" else {}
-        assert getattr(TrainRequest(OUT, **{field: value, **changes}), field) == value
+        assert getattr(TrainRequest(OUT, **{field: value}), field) == value
 
-    def test_positions_come_from_what_is_scored(self) -> None:
-        assert TrainRequest(OUT, context=100, score_from=0.25, positions=75).start == 25
+    def test_positions_come_from_the_whole_context(self) -> None:
+        assert TrainRequest(OUT, context=100, score_from=0.25, positions=100).start == 25
         with pytest.raises(NybbleError, match="--positions"):
-            TrainRequest(OUT, context=100, score_from=0.25, positions=76)
+            TrainRequest(OUT, context=100, score_from=0.25, positions=101)
 
     def test_low_rank_scales(self) -> None:
         with pytest.raises(NybbleError, match="--lora is about matrices"):

@@ -182,12 +182,10 @@ def harden(
 
 def _train_request(request: HardenRequest, given: dict[str, Any]) -> TrainRequest:
     run, shares, rates = (given.pop(name) for name in ("run", "shares", "lr"))
-    context = given["context"]
-    scored = context - int(context * TrainRequest.score_from)
     return TrainRequest(
         out=run or request.out.with_name(f"{request.out.name}.train"),
         settings=tuple(map(str, request.settings)), weights=_numbers(shares), lr=_rates(rates),
         patience=given.pop("patience") or None, threads=request.threads, device=request.device,
-        resume=not request.fresh, positions=max(1, min(TrainRequest.positions, scored)),
+        resume=not request.fresh, positions=max(1, min(TrainRequest.positions, given["context"])),
         **given,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from nybble.environment import keep_freed_memory
 from nybble.errors import CacheNotReadError, NybbleError
 from nybble.formats import parse
 from nybble.hardening.train.checkpoints import Checkpoints, State
@@ -23,6 +24,7 @@ from nybble.hardening.train.data import TokenPool
 from nybble.hardening.train.draws import Purpose, choice, permutation
 from nybble.hardening.train.interface import TAX, Student, Tensor
 from nybble.hardening.train.log import HeldOutRow, StepRow, TrainLog, summary_writer
+from nybble.hardening.train.optimizer import MuonAndAdamW
 from nybble.hardening.train.processes import accelerator, as_ids, held_out, main_says, prepare
 from nybble.hardening.train.rates import share_of_peak, with_peaks
 from nybble.hardening.train.request import TrainRequest
@@ -30,7 +32,6 @@ from nybble.hardening.train.tensors import check_same, load_moments, moments
 from nybble.results.hardened import Training
 from nybble.scoring.request import Progress, Silent
 
-BETAS = (0.9, 0.98)
 CLIP = 1.0
 MOST_BAD = 3  # steps in a row that are not finite
 GAIN = 0.01  # what counts as getting better when waiting for a plateau
@@ -61,6 +62,7 @@ def train(
     """
     if request.log == "tensorboard":
         summary_writer()  # before anything is computed
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(request.cpu_threads)
     try:
@@ -85,7 +87,7 @@ class _Training:
         self._check_text()
         groups = with_peaks(student.groups, request)
         self.peaks = [float(g["lr"]) for g in groups]
-        optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+        optimizer = MuonAndAdamW(groups)
         student.module, self.optimizer = prepare(student, optimizer, self.accelerator)
         identity = {
             **request.defining(), "model": model, "text": pool.sha256, "processes": self.world,
@@ -195,8 +197,8 @@ class _Training:
         """One optimizer step; skipped where loss or gradient is not finite."""
         request, step = self.request, state.step
         setting = self.settings[choice(request.seed, Purpose.SETTING, step, request.shares)]
-        order = permutation(request.seed, Purpose.POSITIONS, step, request.context - request.start)
-        picked = np.sort(order[: request.positions]) + request.start
+        order = permutation(request.seed, Purpose.POSITIONS, step, request.context)
+        picked = np.sort(order[: request.positions])
         positions = torch.from_numpy(picked).to(self.accelerator.device)
         rows = self.pool.rows(request.seed, step, self.per_step)
         # Shared by all processes and passes, so they are parts of one larger batch.
@@ -240,7 +242,7 @@ class _Training:
         """Look at the held-out text: keep the best, wait for a plateau."""
         klds = self._evaluate(state.step, state.tokens, log)
         value, best = self._objective(klds), self._objective(state.best)
-        if value < best:
+        if value < best or not self.request.keep_best:
             self.checkpoints.save_best(state.step, self.student.trained())
             state = replace(state, best=klds, best_step=state.step)
         gained = value < (1 - GAIN) * state.mark

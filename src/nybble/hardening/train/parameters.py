@@ -21,9 +21,9 @@ from nybble.hardening.families import Family
 from nybble.hardening.sites import Site
 from nybble.hardening.train.tensors import whole
 
-# Peak learning rates of AdamW. A step moves every trained number by about that much, so they are
+# Peak learning rates. A step moves every trained number by about that much, so they are
 # shares of what the numbers are: 1 for a log-scale, 0.03 to 0.1 for a weight.
-RATES = {"scales": 1e-2, "norms": 1e-3, "matrices": 1e-5, "low rank": 1e-4}
+RATES = {"scales": 1e-2, "norms": 1e-3, "matrices": 3e-5, "experts": 1e-5, "low rank": 1e-4}
 _GAIN = re.compile(r"self_attn\.[qk]_norm\.weight$")
 _KV = re.compile(r"self_attn\.([qk]_norm|[kv]_proj)\.weight$")
 _BLOCKS = re.compile(r"layers\.\d+\.")
@@ -169,7 +169,8 @@ def trainable(
             kinds.setdefault("low rank", []).extend(update.parameters())
         else:
             parameter.requires_grad_(True)
-            kinds.setdefault("matrices" if matrix else "norms", []).append(parameter)
+            kind = {1: "norms", 2: "matrices"}.get(parameter.ndim, "experts")
+            kinds.setdefault(kind, []).append(parameter)
     return [group(name, found) for name, found in kinds.items()]
 
 

@@ -1,0 +1,47 @@
+"""Muon for matrices, AdamW for everything else, as one optimizer.
+
+The gradient of a KLD that rounding makes is mostly noise: those of two sequences agree by a
+cosine of 0.2. AdamW moves every number by about its rate whatever the gradient, so noise walks the
+model away from its teacher; Muon spends a step of that size on the directions of a whole matrix
+(Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/). SmolLM2 after 60 sequences, 16-bit
+cache: KLD of 0.003 to the teacher with Muon, 0.006 with AdamW, and no less of the quantized gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+BETAS = (0.9, 0.98)
+MATRICES = "matrices"  # the group that Muon takes
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Both over one list of groups and one state.
+
+    Args:
+        groups: with "name", "params" and "lr". A rate means the same in both: Muon's updates have
+            the root mean square of AdamW's (`match_rms_adamw`).
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
+        super().__init__(list(groups), {})
+        made: dict[bool, Any] = {
+            True: lambda own: torch.optim.Muon(
+                own, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            ),
+            False: lambda own: torch.optim.AdamW(own, betas=BETAS, weight_decay=0.0),
+        }
+        self._parts = {m: make(own) for m, make in made.items() if (own := self._of(m))}
+
+    def _of(self, matrices: bool) -> list[dict[str, Any]]:
+        return [g for g in self.param_groups if (g["name"] == MATRICES) == matrices]
+
+    def step(self, closure: Any = None) -> Any:
+        """One step of each, with the gradients that are there."""
+        for matrices, part in self._parts.items():
+            # accelerate puts other groups and another state in place when it wraps an optimizer.
+            part.param_groups, part.state = self._of(matrices), self.state
+            part.step()
