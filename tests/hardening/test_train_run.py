@@ -367,7 +367,7 @@ class TestSettings:
             assert (kind == "Q4_0") == (plain(name) in matrices), name
         assert gguf.GGUFReader(out).fields["general.file_type"].contents() == 2
         check_export(bench.logits, out, qwen3, most=1e-4)  # it rounds activations to q8_0 too
-        exact = torch_logits(module._loaded(resolve(out))[0], IDS)
+        exact = torch_logits(module.loaded(resolve(out))[0], IDS)
         assert abs(kld(bench.logits, exact)) < 1e-9
 
     def test_one_of_them_unquantized(self, bench: Bench, qwen3: Path, tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ class TestRefused:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_texts", None)  # no work is done before
+            patch.setattr(module, "texts", None)  # no work is done before
             assert "--again" in str(refused("hardened already", model=made.out).hint)
         kept = {}
 
@@ -455,7 +455,7 @@ class TestRefused:
     ) -> None:
         source = write_qwen3(tmp_path / "m.gguf")
         (tmp_path / "there.gguf").write_bytes(b"mine")
-        monkeypatch.setattr(module, "_texts", None)
+        monkeypatch.setattr(module, "texts", None)
         words = "the output is the input" if name == "m.gguf" else "the output exists"
         refused(words, model=source, out_path=tmp_path / name)
         assert not (tmp_path / f"{name}.train").exists()

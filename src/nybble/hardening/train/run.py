@@ -3,53 +3,27 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from nybble.engines.transformers.packages import transformers
-
-transformers()  # shuts the network before anything of it is imported
-
-import torch  # noqa: E402
-
-from nybble.engines.transformers.attention import NAME  # noqa: E402
-from nybble.engines.transformers.gguf_copy import float_folder  # noqa: E402
-from nybble.engines.transformers.load import load  # noqa: E402
-from nybble.engines.transformers.model import TorchModel  # noqa: E402
-from nybble.engines.transformers.observe import observe  # noqa: E402
-from nybble.environment import cache_dir  # noqa: E402
-from nybble.errors import NybbleError  # noqa: E402
-from nybble.formats.energies import Energies, text_hash  # noqa: E402
-from nybble.hardening.export import export_gguf  # noqa: E402
-from nybble.hardening.export_folder import export_folder  # noqa: E402
-from nybble.hardening.families import Family  # noqa: E402
-from nybble.hardening.fold import LayerFold, fold  # noqa: E402
-from nybble.hardening.harden import HardenRequest, advancing, record, source  # noqa: E402
-from nybble.hardening.names import Array, plain_name  # noqa: E402
-from nybble.hardening.place import partial  # noqa: E402
-from nybble.hardening.sites import Site, find_sites  # noqa: E402
-from nybble.hardening.train.data import TokenPool  # noqa: E402
-from nybble.hardening.train.loop import train  # noqa: E402
-from nybble.hardening.train.processes import is_main  # noqa: E402
-from nybble.hardening.train.request import TrainRequest  # noqa: E402
-from nybble.hardening.train.student import KVStudent  # noqa: E402
-from nybble.hardening.verify import verify  # noqa: E402
-from nybble.models.checkpoint import Checkpoint  # noqa: E402
-from nybble.models.folder import weight_files  # noqa: E402
-from nybble.results.hardened import Hardened, LayerGain  # noqa: E402
-from nybble.scoring.calibration_text import short_texts, training_texts  # noqa: E402
-from nybble.scoring.measure import choose_backend  # noqa: E402
-from nybble.scoring.request import Progress, Silent  # noqa: E402
-
-Tokens = npt.NDArray[np.int32]
+from nybble.environment import cache_dir
+from nybble.errors import NybbleError
+from nybble.hardening.export import export_gguf
+from nybble.hardening.export_folder import export_folder
+from nybble.hardening.harden import HardenRequest, advancing, record, source
+from nybble.hardening.names import Array
+from nybble.hardening.place import partial
+from nybble.hardening.sites import find_sites
+from nybble.hardening.train.loop import train
+from nybble.hardening.train.processes import is_main
+from nybble.hardening.train.request import TrainRequest
+from nybble.hardening.train.start import calibrated, folds_of, loaded, texts
+from nybble.hardening.train.student import KVStudent
+from nybble.hardening.verify import verify
+from nybble.models.checkpoint import Checkpoint
+from nybble.results.hardened import Hardened, LayerGain
+from nybble.scoring.request import Progress, Silent
 
 
 def harden_by_training(
@@ -84,11 +58,11 @@ def harden_by_training(
             allowed="a GGUF as MODEL", hint="convert_hf_to_gguf.py MODEL --outtype f16",
         )  # fmt: skip
     find_sites(checkpoint)  # refuses a family without a rule before anything is converted
-    calibration, pool = _texts(checkpoint, request, training, progress)
+    calibration, pool = texts(checkpoint, request, training, progress)
     progress.stage("loading the weights")
-    model, family, sites = _loaded(checkpoint)
-    energies = _calibrated(model, calibration, training.cpu_threads, progress)
-    folds = _folds(energies, family, sites)
+    model, family, sites = loaded(checkpoint)
+    energies = calibrated(model, calibration, training.cpu_threads, progress)
+    folds = folds_of(energies, family, sites)
     student = KVStudent(model, family, sites, training)
     student.set_scales({i: f.scale for i, f in folds.items()})
     fingerprint = checkpoint.fingerprint(cache_dir())
@@ -119,74 +93,6 @@ def harden_by_training(
         training=result,
         **vars(verification),
     )  # fmt: skip
-
-
-def _texts(
-    checkpoint: Checkpoint, request: HardenRequest, training: TrainRequest, progress: Progress
-) -> tuple[list[Tokens], TokenPool]:
-    """Token ids to calibrate on and to train on."""
-    measurement = request.measurement(checkpoint.path)
-    backend = choose_backend(measurement, [checkpoint.path])
-    try:
-        backend.check([checkpoint.path])
-        prepared = backend.prepare("a", checkpoint.path, progress)
-        if training.context > prepared.context_length:
-            raise NybbleError(
-                "the model was not made for texts this long", seen=f"--context {training.context}",
-                allowed=f"up to {prepared.context_length:,}",
-            )  # fmt: skip
-        progress.stage("tokenizing")
-        calibration = short_texts(backend, prepared, request.text, request.tokens)
-        chunks, documents = training_texts(backend, prepared, request.text, training.context)
-    finally:
-        backend.close()
-    pool = TokenPool.split(chunks, documents, training.held_out, training.seed)
-    # A checkpoint holds scales that started from this calibration; another is another training.
-    both = hashlib.sha256((pool.sha256 + text_hash(calibration)).encode()).hexdigest()
-    return calibration, replace(pool, sha256=both)
-
-
-def _loaded(checkpoint: Checkpoint) -> tuple[Any, Family, list[Site]]:
-    """The model in float32, and its layers as its class names them."""
-    folder = checkpoint
-    if checkpoint.kind == "gguf":
-        path = float_folder(checkpoint, cache_dir())
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        # No `resolve`: the copy has no tokenizer, the ids come from llama.cpp.
-        folder = replace(
-            checkpoint, kind="folder", path=path, config=config,
-            files=tuple(weight_files(path)), architecture=config["model_type"],
-        )  # fmt: skip
-    family, sites = find_sites(folder)
-    model = load(folder, cache_dir(), torch.float32, "cpu", attention=NAME)
-    names = {plain_name(name): name for name, _ in model.named_parameters()}
-
-    def named(given: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(names[plain_name(name)] for name in given)
-
-    return model, family, [replace(s, queries=named(s.queries), keys=named(s.keys)) for s in sites]
-
-
-def _calibrated(
-    model: Any, calibration: Sequence[Tokens], threads: int, progress: Progress
-) -> Energies:
-    progress.begin("calibrating", sum(map(len, calibration)))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return observe(TorchModel(model), calibration, progress.advance)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _folds(energies: Energies, family: Family, sites: Sequence[Site]) -> dict[int, LayerFold]:
-    """The fold of every layer with keys of its own, to start from."""
-    pooled = family.form == "norms"
-    return {
-        s.layer: fold(energies.layers[s.layer], s.ties, pooled=pooled, exact=False)
-        for s in sites
-        if s.keys
-    }
 
 
 def _write(
