@@ -229,7 +229,7 @@ class TestAnother:
         error = caught.value
         assert error.allowed is not None and str(error.allowed).startswith(before)
         assert error.seen is not None and asked in error.seen
-        assert error.hint is not None and "--fresh" in error.hint
+        assert error.hint is not None and "--restart" in error.hint
         assert student.calls == 0
         assert len(table(tmp_path / "train.csv")) == 2, "the log must not be touched"
 
@@ -325,7 +325,7 @@ class TestDamage:
             _flip(path)
         with pytest.raises(NybbleError, match="no checkpoint can be read") as caught:
             finish(tmp_path)
-        assert caught.value.hint is not None and "--fresh" in caught.value.hint
+        assert caught.value.hint is not None and "--restart" in caught.value.hint
         assert finish(tmp_path, resume=False)["result"].steps == 10
 
     def test_other_version(self, tmp_path: Path) -> None:

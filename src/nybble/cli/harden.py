@@ -43,7 +43,7 @@ _TRAINING = (
                  help="Tokens of a text; more than the model's sliding window."),
     click.option("--shares", metavar="N,N...", help="How often each of --kv is drawn."),
     click.option("--lr", multiple=True, metavar="GROUP=RATE",
-                 help="Peak learning rate of scales, norms, matrices or 'low rank'."),
+                 help="Peak learning rate of scales, norms, matrices, experts or 'low rank'."),
     click.option("--stored", metavar="TYPE",
                  help=f"Train the weights as stored in this too: {', '.join(STORED)}."),
     click.option("--eval-every", type=int, default=20, show_default=True,
@@ -56,12 +56,14 @@ _TRAINING = (
     click.option("--seed", type=int, default=0, show_default=True, help="Of every draw."),
     click.option("--run", type=_PATH,
                  help="Folder of checkpoints and logs; run again to go on.  [default: OUT.train]"),
+    click.option("--restart", is_flag=True,
+                 help="Train from the start, without the checkpoints that are there."),
 )  # fmt: skip
 
 
-_GROUPS = ("scales", "norms", "matrices", "low rank")  # RATES of train/parameters.py
+_GROUPS = ("scales", "norms", "matrices", "experts", "low rank")  # RATES of train/parameters.py
 _NAMES = ("scope", "lora", "steps", "batch", "accumulate", "context", "shares", "lr", "stored",
-          "eval_every", "patience", "precision", "log", "seed", "run")  # fmt: skip
+          "eval_every", "patience", "precision", "log", "seed", "run", "restart")  # fmt: skip
 
 
 def _training(command: _F) -> _F:
@@ -126,8 +128,7 @@ def _refuse_without_train(context: click.Context) -> None:
 @click.option("--again", is_flag=True, help="Harden a model that already is.")
 @click.option("--device", default="auto", show_default=True, help=", ".join(DEVICES) + ".")
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores]")
-@click.option("--fresh", is_flag=True,
-              help="Replace an output that is there; train from the start.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Replace an output that is there.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def harden(
@@ -181,11 +182,11 @@ def harden(
 
 
 def _train_request(request: HardenRequest, given: dict[str, Any]) -> TrainRequest:
-    run, shares, rates = (given.pop(name) for name in ("run", "shares", "lr"))
+    run, shares, rates, restart = (given.pop(n) for n in ("run", "shares", "lr", "restart"))
     return TrainRequest(
         out=run or request.out.with_name(f"{request.out.name}.train"),
         settings=tuple(map(str, request.settings)), weights=_numbers(shares), lr=_rates(rates),
         patience=given.pop("patience") or None, threads=request.threads, device=request.device,
-        resume=not request.fresh, positions=max(1, min(TrainRequest.positions, given["context"])),
+        resume=not restart, positions=max(1, min(TrainRequest.positions, given["context"])),
         **given,
     )  # fmt: skip

@@ -148,5 +148,5 @@ def _judge_tax(before: float, after: float) -> None:
             "training made the model itself worse, so it is not kept",
             seen=f"perplexity {before:.4f} before and {after:.4f} after, with 16-bit caches",
             allowed=f"up to {MOST_TAX:.1%} more",
-            hint="--fresh with a smaller --lr, or with f16 among --kv, so it is trained to stay",
+            hint="--restart with a smaller --lr, or with f16 among --kv, so it is trained to stay",
         )

@@ -28,7 +28,7 @@ VERSION = 1
 KEPT = 2  # checkpoints: the newest and the one before
 
 Tensors = Mapping[str, torch.Tensor]
-_ELSE = "--fresh starts over, or another --run"
+_ELSE = "--restart trains from the start, or another --run"
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 
 

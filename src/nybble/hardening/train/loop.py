@@ -234,7 +234,7 @@ class _Training:
         if state.bad >= MOST_BAD:
             raise NybbleError(
                 f"training diverged: {MOST_BAD} steps in a row are not finite", seen=seen,
-                hint="--fresh with a smaller --lr, or with --precision f32",
+                hint="--restart with a smaller --lr, or with --precision f32",
             )  # fmt: skip
         self.progress.note(f"skipped: {seen}")
 

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from nybble.errors import NybbleError
 
 Tensor = torch.Tensor
-_ELSE = "--fresh, or another --run"
+_ELSE = "--restart, or another --run"
 
 
 def moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
