@@ -38,7 +38,7 @@ from nybble.scoring.request import Silent
 from qat_page import write_page
 
 KINDS = ("prose", "code", "scripts")
-SETTINGS = ("q8_0/q8_0", "q5_1/q5_1", "q4_0/q4_0")
+SETTINGS = ("q8_0/q8_0", "q5_1/q5_1", "q4_0/q4_0", "q4_0/f16", "f16/q4_0")
 RATES = (("matrices", 2e-5), ("norms", 1e-4))
 
 
@@ -100,8 +100,9 @@ def make(arm: Arm, given: argparse.Namespace, out: Path) -> dict[str, Any]:
     request = HardenRequest(out=out, model=given.model, fresh=True)
     training = TrainRequest(
         out=out.with_suffix(".train"), scope="all", settings=(arm.kv or "f16",),
-        stored=arm.stored, steps=given.steps, batch=given.batch, lr=RATES, warmup=0.1,
-        precision="bf16", eval_every=given.steps, patience=None, keep_best=False, seed=given.seed,
+        stored=arm.stored, steps=given.steps, batch=1, accumulate=given.batch, lr=RATES,
+        precision="bf16", eval_every=given.steps, patience=None, keep_best=False, held_out=4,
+        seed=given.seed,
     )  # fmt: skip
     progress = Told()
     checkpoint = source(request)
@@ -145,7 +146,7 @@ def compare(arm: Path | None, given: argparse.Namespace, run: Path) -> dict[str,
     """An arm against itself and against the original: setting -> reference -> numbers."""
     request = MeasureRequest(
         model=given.model, against=arm, settings=tuple(map(parse_setting, SETTINGS)),
-        categories=KINDS, documents=given.documents, split_kv=True, out=run,
+        categories=KINDS, documents=given.documents, out=run,
     )  # fmt: skip
     rows = measure(request, Told()).measurement.rows
     of = "b" if arm else "a"
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="train, measure, or none: the page only")
     parser.add_argument("--work", type=Path, default=Path("qat-claim"))
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=75)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--documents", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -203,7 +204,7 @@ def _measured(arm: Arm, given: argparse.Namespace) -> dict[str, Any]:
     if not kept.is_file():
         print(f"== {arm.name}", flush=True)
         file = None if arm == ARMS[0] else out
-        found = compare(file, given, out.with_suffix(".run"))
+        found = compare(file, given, given.work / "measured")
         kept.write_text(json.dumps(found, indent=1), encoding="utf-8")
     training = out.with_suffix(".json")
     told = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}

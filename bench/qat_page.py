@@ -12,7 +12,6 @@ from nybble.results.store import write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 WORST = "q4_0/q4_0"
-SIDES = ("q4_0/q4_0", "q4_0/f16", "f16/q4_0")
 
 
 def estimate(found: dict[str, Any]) -> Estimate:

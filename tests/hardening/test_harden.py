@@ -271,7 +271,7 @@ class TestNothingIsKept:
         self, source: Path, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-        monkeypatch.setattr(module, "texts", None)  # no work is done before
+        monkeypatch.setattr(module, "_texts", None)  # no work is done before
         with pytest.raises(NybbleError, match="not enough disk") as error:
             harden(ask(source, tmp_path / "o.gguf"))
         assert "1,000 bytes free" in str(error.value.seen)
@@ -289,7 +289,7 @@ class TestNothingIsKept:
         self, source: Path, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str,
         message: str,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(module, "texts", None)
+        monkeypatch.setattr(module, "_texts", None)
         for fresh in (False, True):
             with pytest.raises(NybbleError, match=message):
                 harden(ask(source, tmp_path / out, fresh=fresh))
