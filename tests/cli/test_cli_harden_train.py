@@ -20,6 +20,7 @@ OPTIONS = {
     "--scope": "all", "--lora": 4, "--steps": 5, "--batch": 2, "--accumulate": 2, "--context": 64,
     "--shares": "1,2", "--lr": "scales=0.1", "--stored": "q4_0", "--eval-every": 3,
     "--patience": 0, "--precision": "f32", "--log": "csv", "--seed": 1, "--run": "there",
+    "--restart": "",  # a flag: it takes no value
 }  # fmt: skip
 
 
@@ -54,7 +55,8 @@ class TestWithoutTrain:
 
     @pytest.mark.parametrize("option", OPTIONS)
     def test_refused(self, bad: Run, option: str) -> None:
-        err = bad(option, OPTIONS[option])
+        value = OPTIONS[option]
+        err = bad(option, *([] if value == "" else [value]))
         assert f"{option} is about training" in err and f"--train {option} ..." in err
 
     def test_even_with_its_default(self, bad: Run) -> None:
@@ -72,7 +74,7 @@ class TestRefused:
             ("--log", "wandb", ("--log", "csv, tensorboard")),
             ("--lr", "matrices", ("--lr", "matrices", "--lr matrices=1e-5")),
             ("--lr", "matrices=fast", ("matrices=fast", "--lr matrices=1e-5")),
-            ("--lr", "matrix=1e-5", ("matrix=1e-5", "scales, norms, matrices, low rank")),
+            ("--lr", "matrix=1e-5", ("matrix=1e-5", "matrices, experts, low rank")),
             ("--lr", "1e-5", ("1e-5", "GROUP=RATE")),
             ("--lr", "matrices=0", ("learning rate", "matrices=0")),
             ("--lr", "matrices=nan", ("learning rate", "matrices=nan")),
