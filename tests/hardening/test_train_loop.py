@@ -200,6 +200,18 @@ class TestStep:
             assert inside[-1] is False, "left wrapped"
         assert not any(outside)
 
+    @pytest.mark.parametrize("supported", [True, False])
+    def test_bf16_without_instructions_for_it_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
+    ) -> None:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+        for precision in ("bf16", "f32"):
+            told = Told()
+            asked = request(tmp_path / precision, steps=1, precision=precision)
+            train(ToyStudent(), pool(), asked, "m", told)
+            said = [n for n in told.notes if "no bf16 arithmetic" in n]
+            assert len(said) == (precision == "bf16" and not supported)
+
 
 class TestRates:
     def test_rise_and_fall(self, tmp_path: Path) -> None:

@@ -25,7 +25,14 @@ from nybble.hardening.train.draws import Purpose, choice, permutation
 from nybble.hardening.train.interface import TAX, Student, Tensor
 from nybble.hardening.train.log import HeldOutRow, StepRow, TrainLog, summary_writer
 from nybble.hardening.train.optimizer import MuonAndAdamW
-from nybble.hardening.train.processes import accelerator, as_ids, held_out, main_says, prepare
+from nybble.hardening.train.processes import (
+    accelerator,
+    as_ids,
+    held_out,
+    main_says,
+    prepare,
+    slow_bf16,
+)
 from nybble.hardening.train.rates import share_of_peak, with_peaks
 from nybble.hardening.train.request import TrainRequest
 from nybble.hardening.train.tensors import check_same, load_moments, moments
@@ -81,6 +88,9 @@ class _Training:
         self.world = self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.progress = progress if self.main else Silent()
+        if slow_bf16(self.accelerator):
+            self.progress.note("this CPU has no bf16 arithmetic: --precision bf16 is many times "
+                               "slower here than f32")  # fmt: skip
         # One name for the unquantized cache, drawn or not.
         self.settings = [TAX if s == _F16 else s for s in request.settings]
         self.per_step = request.batch * request.accumulate * self.world

@@ -10,12 +10,29 @@ cache: KLD of 0.003 to the teacher with Muon, 0.006 with AdamW, and no less of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 BETAS = (0.9, 0.98)
 MATRICES = "matrices"  # the group that Muon takes
+
+
+class _Float32(TorchFunctionMode):
+    """Lets torch's Muon orthogonalise in float32 where it asks for bfloat16.
+
+    A CPU without AVX-512's bf16 multiplies such matrices 200 times slower than float32 ones (12 s
+    for 1,024 x 640 x 2,048 on two AVX2 cores).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.bfloat16:
+            return args[0].float().clone()  # Muon scales it in place
+        return func(*args, **(kwargs or {}))
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -44,4 +61,6 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for matrices, part in self._parts.items():
             # accelerate puts other groups and another state in place when it wraps an optimizer.
             part.param_groups, part.state = self._of(matrices), self.state
-            part.step()
+            slow = matrices and part.param_groups[0]["params"][0].device.type == "cpu"
+            with _Float32() if slow else nullcontext():
+                part.step()

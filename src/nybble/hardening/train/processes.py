@@ -57,6 +57,13 @@ def accelerator(request: TrainRequest) -> accelerate.Accelerator:
     return made
 
 
+def slow_bf16(made: accelerate.Accelerator) -> bool:
+    """Whether bf16 was asked for on a CPU that has no instructions for it."""
+    if made.device.type != "cpu" or made.mixed_precision != "bf16":
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def prepare(
     student: Student, optimizer: torch.optim.Optimizer, made: accelerate.Accelerator
 ) -> tuple[torch.nn.Module, Any]:
