@@ -23,6 +23,7 @@ from typing import Any
 
 from nybble.errors import ModelFileError
 from nybble.models.file_kinds import folder, missing, not_gguf, not_regular, show
+from nybble.models.first_bytes import NeedMoreBytes
 from nybble.models.gguf_types import (
     ARRAY,
     SCALARS,
@@ -34,7 +35,8 @@ from nybble.models.gguf_types import (
     Value,
 )
 
-__all__ = ["ArraySummary", "GGUFHeader", "TensorInfo", "Value", "read_header"]
+__all__ = ["ArraySummary", "GGUFHeader", "TensorInfo", "Value", "read_header",
+           "read_header_bytes"]  # fmt: skip
 
 MAX_HEADER_BYTES = 128 << 20  # the largest real ones, 262,144 tokens and 514,906 merges, are 16 MiB
 MAX_KEPT_BYTES = 32 << 20  # Python objects made from one header
@@ -80,10 +82,29 @@ def read_header(path: Path) -> GGUFHeader:
         raise ModelFileError(f"Cannot read the model file: {reason}", seen=path, hint=hint) from e
 
 
-class _Reader:
-    """A cursor over the mapped start of one file; every step is checked against what is left."""
+def read_header_bytes(data: bytes | bytearray, file_size: int, name: str) -> GGUFHeader:
+    """Read the header of a GGUF file of `file_size` bytes from its first bytes, `data`.
 
-    def __init__(self, data: mmap.mmap, end: int, file_size: int, name: str) -> None:
+    `name` is what errors call the file. The rules and the bounds are those of `read_header`.
+
+    Raises:
+        NeedMoreBytes: the header, of up to `MAX_HEADER_BYTES`, goes on after `data`.
+        ModelFileError: the file is cut short, damaged or not such a GGUF.
+    """
+    if len(data) < min(file_size, 512):
+        raise NeedMoreBytes(min(file_size, 512))
+    if data[:4] != b"GGUF" or file_size < 24:
+        raise not_gguf(Path(name), bytes(data[:512]), file_size)
+    end = min(len(data), file_size, MAX_HEADER_BYTES)
+    return _Reader(data, end, file_size, name).header()
+
+
+class _Reader:
+    """A cursor over the start of one file; every step is checked against what is left."""
+
+    def __init__(
+        self, data: mmap.mmap | bytes | bytearray, end: int, file_size: int, name: str
+    ) -> None:
         self.data, self.end, self.file_size, self.name = data, end, file_size, name
         self.pos = 0
         self.kept = 0
@@ -98,6 +119,8 @@ class _Reader:
         if n_bytes <= self.end - self.pos:
             return
         if self.pos + n_bytes <= self.file_size:
+            if self.pos + n_bytes <= MAX_HEADER_BYTES:  # never of a mapped file: it ends later
+                raise NeedMoreBytes(self.pos + n_bytes)
             allowed = f"headers up to {MAX_HEADER_BYTES:,} bytes"
             raise self.error(f"the header is too large, in {what}", at, f"{n_bytes:,}", allowed)
         left = f"at most the {self.file_size - self.pos:,} bytes that are left"

@@ -21,6 +21,7 @@ from typing import Any, TypeGuard
 
 from nybble.errors import ModelFileError
 from nybble.models.file_kinds import show
+from nybble.models.first_bytes import NeedMoreBytes
 from nybble.models.gguf_types import TensorInfo
 from nybble.models.open_file import opened
 
@@ -57,34 +58,57 @@ def read_header(path: Path) -> SafetensorsHeader:
     """
     with opened(path) as (file, size):
         start = file.read(9)
-        length = int.from_bytes(start[:8], "little")
-        if start.startswith(b"version h"):
-            raise ModelFileError(f"{path.name} is a git-lfs pointer, not the file it stands for",
-                                 seen=path, hint="git lfs pull")  # fmt: skip
-        if len(start) < 9 or length < 2 or start[8:] != b"{":
-            raise ModelFileError(f"{path.name} is not a safetensors file (at byte 0)",
-                                 seen=f"it starts with {start[:8]!r}, {size:,} bytes",
-                                 allowed="the length of the header, then {",
-                                 hint=_AGAIN.format(size=size))  # fmt: skip
-        if length > size - 8:
-            raise ModelFileError(f"{path.name} is cut short inside its header",
-                                 seen=f"{size:,} bytes", allowed=f"more than {length + 8:,} bytes",
-                                 hint=_AGAIN.format(size=size))  # fmt: skip
-        if length > MAX_HEADER_BYTES:
-            raise ModelFileError(f"{path.name}: the header is too large", seen=f"{length:,} bytes",
-                                 allowed=f"up to {MAX_HEADER_BYTES:,} bytes",
-                                 hint=_AGAIN.format(size=size))  # fmt: skip
+        length = _length(start, size, path.name, path)
         data = start[8:] + file.read(length - 1)
-    return _Checker(path, size, 8 + length).header(data)
+    return _Checker(path.name, size, 8 + length).header(data)
+
+
+def read_header_bytes(data: bytes | bytearray, file_size: int, name: str) -> SafetensorsHeader:
+    """Read the header of a safetensors file of `file_size` bytes from its first bytes, `data`.
+
+    `name` is what errors call the file. The rules and the bounds are those of `read_header`.
+
+    Raises:
+        NeedMoreBytes: the header, of up to `MAX_HEADER_BYTES`, goes on after `data`.
+        ModelFileError: the file is cut short, damaged or no safetensors.
+    """
+    if len(data) < min(file_size, 9):
+        raise NeedMoreBytes(min(file_size, 9))
+    end = 8 + _length(bytes(data[:9]), file_size, name, name)
+    if len(data) < end:
+        raise NeedMoreBytes(end)
+    return _Checker(name, file_size, end).header(bytes(data[8:end]))
+
+
+def _length(start: bytes, size: int, name: str, where: object) -> int:
+    """Bytes of the header of a file, by its first nine bytes."""
+    length = int.from_bytes(start[:8], "little")
+    if start.startswith(b"version h"):
+        raise ModelFileError(f"{name} is a git-lfs pointer, not the file it stands for",
+                             seen=where, hint="git lfs pull")  # fmt: skip
+    if len(start) < 9 or length < 2 or start[8:] != b"{":
+        raise ModelFileError(f"{name} is not a safetensors file (at byte 0)",
+                             seen=f"it starts with {start[:8]!r}, {size:,} bytes",
+                             allowed="the length of the header, then {",
+                             hint=_AGAIN.format(size=size))  # fmt: skip
+    if length > size - 8:
+        raise ModelFileError(f"{name} is cut short inside its header",
+                             seen=f"{size:,} bytes", allowed=f"more than {length + 8:,} bytes",
+                             hint=_AGAIN.format(size=size))  # fmt: skip
+    if length > MAX_HEADER_BYTES:
+        raise ModelFileError(f"{name}: the header is too large", seen=f"{length:,} bytes",
+                             allowed=f"up to {MAX_HEADER_BYTES:,} bytes",
+                             hint=_AGAIN.format(size=size))  # fmt: skip
+    return length
 
 
 class _Checker:
-    def __init__(self, path: Path, size: int, data_offset: int) -> None:
-        self.path, self.size, self.data_offset = path, size, data_offset
+    def __init__(self, name: str, size: int, data_offset: int) -> None:
+        self.name, self.size, self.data_offset = name, size, data_offset
 
     def error(self, what: str, seen: object = None, allowed: str | None = None) -> ModelFileError:
         hint = _AGAIN.format(size=self.size)
-        return ModelFileError(f"{self.path.name}: {what}", seen=seen, allowed=allowed, hint=hint)
+        return ModelFileError(f"{self.name}: {what}", seen=seen, allowed=allowed, hint=hint)
 
     def no_name_twice(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # Two readers may take different ones of two entries; refuse rather than guess.
