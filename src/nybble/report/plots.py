@@ -130,20 +130,44 @@ def save_picture(m: Measurement, path: str | Path) -> None:
     Raises:
         NybbleError: another ending, no finished candidate, or the file cannot be written.
     """
+    nothing = NybbleError("nothing to draw: no setting was measured to the end", seen=view.names(m))
+    save(path, "nybble-picture", lambda theme: quality.draw(m, theme), nothing)
+
+
+def save(
+    path: str | Path,
+    salt: str,
+    draw: Callable[[Theme], Picture | None],
+    nothing: NybbleError,
+    *,
+    both: bool = False,
+) -> None:
+    """Write a picture as SVG or PNG by the file's ending.
+
+    Args:
+        path: ends in .svg or .png.
+        salt: makes the ids in an SVG its own.
+        draw: makes the picture in a theme; None where there is nothing to show.
+        nothing: raised then.
+        both: an SVG follows the page's light or dark; else it is on white, as a PNG always is.
+
+    Raises:
+        NybbleError: another ending, nothing to draw, or the file cannot be written.
+    """
     target = Path(path)
     kind = target.suffix.lower()
     if kind not in (".svg", ".png"):
         raise NybbleError(
             "a picture is written as SVG or PNG", seen=target.name, allowed=".svg, .png"
         )
-    with canvas.style("nybble-picture"):
-        picture = quality.draw(m, canvas.PRINT)
+    follows = both and kind == ".svg"
+    with canvas.style(salt):
+        picture = draw(canvas.MARKED if follows else canvas.PRINT)
         if picture is None:
-            raise NybbleError(
-                "nothing to draw: no setting was measured to the end", seen=view.names(m)
-            )
+            raise nothing
         if kind == ".svg":
-            data = svg.standalone(picture).encode("utf-8", "replace")
+            text = svg.adaptive(picture) if follows else svg.standalone(picture)
+            data = text.encode("utf-8", "replace")
         else:
             out = io.BytesIO()
             picture.figure.savefig(
