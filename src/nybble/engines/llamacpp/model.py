@@ -91,7 +91,7 @@ class Model:
 
     def context(
         self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False,
-        on_node: Any = ffi.NULL,
+        on_node: Any = ffi.NULL, ubatch: int = UBATCH,
     ) -> Context:  # fmt: skip
         """Make a context whose cache is stored as `setting` says.
 
@@ -102,13 +102,14 @@ class Model:
             threads: CPU threads.
             swa_full: give sliding layers full-length caches (servers do not).
             on_node: an eval callback (cffi), asked about every node of every graph.
+            ubatch: most tokens of one micro-batch.
 
         Raises:
             EngineError: refused, or the engine's own log shows another cache than asked for.
         """
         params = self._lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(UBATCH, n_ctx)
+        params.n_batch = params.n_ubatch = min(ubatch, n_ctx)
         params.n_outputs_max = params.n_outputs_max_per_seq = rows
         params.type_k, params.type_v = setting.k_type.ggml_id, setting.v_type.ggml_id
         params.flash_attn_type = 1  # quantized V needs it, so every lane uses it
