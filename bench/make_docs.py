@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from nybble.cli.formats import HELP
-from nybble.cli.main import cli
+from nybble.cli.main import COMMANDS, command
 from nybble.formats import ALIASES, KV_TYPES
 from nybble.formats.reads import Reads
 from nybble.scoring.corpora import CATEGORIES
@@ -23,10 +23,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 def pages() -> dict[str, str]:
     """File name under docs/ -> text, for every generated page."""
     found: dict[str, str] = {}
-    for name, command in sorted(cli.commands.items()):
-        context = click.Context(command, info_name=f"nybble {name}", max_content_width=88)
+    for name in sorted(COMMANDS):
+        context = click.Context(command(name), info_name=f"nybble {name}", max_content_width=88)
         context.terminal_width = 88
-        found[f"commands/{name}.md"] = f"# nybble {name}\n\n```\n{command.get_help(context)}\n```\n"
+        found[f"commands/{name}.md"] = f"# nybble {name}\n\n```\n{context.get_help()}\n```\n"
     lines = [
         "# KV types",
         "",

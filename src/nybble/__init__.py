@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from nybble.formats.setting import KVSetting
     from nybble.formats.setting import parse as parse_setting
     from nybble.hardening.harden import HardenRequest, harden
+    from nybble.planning.costs import CostRequest, cost
+    from nybble.planning.plan import plan
+    from nybble.planning.request import CardChoice, PlanRequest
+    from nybble.results.plans import CostComparison, Plan
     from nybble.results.records import Measurement
     from nybble.scoring.calibrate import Calibrated, calibrate
     from nybble.scoring.measure import Result, measure, plan_cells
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibrated",
+    "CardChoice",
+    "CostComparison",
+    "CostRequest",
     "EngineError",
     "HardenRequest",
     "KVSetting",
@@ -29,18 +36,25 @@ __all__ = [
     "Measurement",
     "ModelFileError",
     "NybbleError",
+    "Plan",
+    "PlanRequest",
     "Result",
     "__version__",
     "calibrate",
+    "cost",
     "harden",
     "measure",
     "parse_setting",
+    "plan",
     "plan_cells",
 ]
 
 # Imported when first asked for: child processes and short commands need little of it.
 _PLACES = {
     "Calibrated": "scoring.calibrate",
+    "CardChoice": "planning.request",
+    "CostComparison": "results.plans",
+    "CostRequest": "planning.costs",
     "EngineError": "errors",
     "HardenRequest": "hardening.harden",
     "KVSetting": "formats.setting",
@@ -48,11 +62,15 @@ _PLACES = {
     "Measurement": "results.records",
     "ModelFileError": "errors",
     "NybbleError": "errors",
+    "Plan": "results.plans",
+    "PlanRequest": "planning.request",
     "Result": "scoring.measure",
     "calibrate": "scoring.calibrate",
+    "cost": "planning.costs",
     "harden": "hardening.harden",
     "measure": "scoring.measure",
     "parse_setting": "formats.setting",
+    "plan": "planning.plan",
     "plan_cells": "scoring.measure",
 }
 

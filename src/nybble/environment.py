@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -30,9 +29,11 @@ def usable_cpus() -> int:
 
 def package_version(name: str) -> str | None:
     """Installed version of a distribution, or None."""
+    from importlib import metadata  # a plan does without its 50 ms
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None
 
 

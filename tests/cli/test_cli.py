@@ -21,7 +21,7 @@ from typing import Any
 import click
 import pytest
 
-from nybble.cli.main import cli, spread
+from nybble.cli.main import COMMANDS, command, spread
 from nybble.environment import VERSION
 from nybble.formats import ALIASES, KV_TYPES, parse
 from nybble.results.records import from_json
@@ -256,7 +256,7 @@ class TestSmallCommands:
             ran = nybble(flag)
             assert (ran.code, ran.err) == (0, "") and VERSION in ran.out
 
-    @pytest.mark.parametrize("words", [[], *([name] for name in sorted(cli.commands))])
+    @pytest.mark.parametrize("words", [[], *([name] for name in sorted(COMMANDS))])
     def test_help(self, nybble: Run, words: list[str]) -> None:
         ran = nybble(*words, "--help", env={"COLUMNS": "80"})
         assert (ran.code, ran.err) == (0, "")
@@ -266,9 +266,9 @@ class TestSmallCommands:
         assert nybble(*words, "-h").out.startswith("Usage: ")
 
     def test_every_option_is_explained(self) -> None:
-        for command in cli.commands.values():
-            assert command.help
-            for option in command.params:
+        for found in map(command, COMMANDS):
+            assert found.help
+            for option in found.params:
                 assert not isinstance(option, click.Option) or option.help, option.name
 
     def test_no_command_shows_the_help(self, nybble: Run) -> None:

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 an error the user can act on, a failed row or a failed gat
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import sys
 import traceback
@@ -14,31 +15,45 @@ from collections.abc import Sequence
 
 import click
 
-from nybble.cli.calibrate import calibrate
-from nybble.cli.completion import completion
-from nybble.cli.doctor import doctor
-from nybble.cli.formats import formats
-from nybble.cli.harden import harden
-from nybble.cli.measure import measure
 from nybble.environment import VERSION
 from nybble.errors import NybbleError, nearest
 
 _GREEDY = ("--text",)
 
 
+# In the order of the work. Imported when called: a plan takes less time than measuring's imports.
+COMMANDS = ("measure", "plan", "cost", "harden", "calibrate", "doctor", "formats", "completion")
+
+
+def command(name: str) -> click.Command:
+    """The command of this name, one of `COMMANDS`, out of its file."""
+    found: click.Command = getattr(importlib.import_module(f"nybble.cli.{name}"), name)
+    return found
+
+
 class Group(click.Group):
-    """Names the nearest command when one is mistyped."""
+    """Loads a command when it is called, and names the nearest one when it is mistyped."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command's file."""
+        if cmd_name not in COMMANDS:
+            return None
+        return command(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Resolve, or fail with the nearest name."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            near = nearest(args[0], self.commands)
+            near = nearest(args[0], COMMANDS)
             raise NybbleError(
                 "unknown command" + (f"; did you mean {near}?" if near else ""),
                 seen=args[0],
-                allowed=sorted(self.commands),
+                allowed=sorted(COMMANDS),
                 hint="nybble --help",
             )
         return super().resolve_command(ctx, args)
@@ -49,10 +64,6 @@ class Group(click.Group):
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
     """4-bit and 8-bit KV caches that can be trusted: measure what a KV type costs."""
-
-
-for command in (measure, harden, calibrate, doctor, formats, completion):
-    cli.add_command(command)
 
 
 def spread(args: Sequence[str]) -> list[str]:
@@ -84,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         return _fail(error.format_message(), debug)
     except click.UsageError as error:
-        command = next((w for w in words if w in cli.commands), "")  # a parser's has no context
+        command = next((w for w in words if w in COMMANDS), "")  # a parser's has no context
         where = error.ctx.command_path if error.ctx else f"nybble {command}".rstrip()
         return _fail(f"error: {error.format_message()}\n  try:     {where} --help", debug)
     except click.ClickException as error:

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.report.plan_table import span
+from nybble.report.plan_table import marks, span
 from nybble.results.plans import BreakEvenRecord, CostComparison, CostRecord, Span
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def cells(record: CostRecord) -> list[str]:
     """One line of the table, as `HEADER`."""
     kld = fmt.NONE
     if record.quality is not None:
-        kld = fmt.kld_with_interval(record.quality.mean_kld)
-        kld += "" if record.quality.same_model else " *"
+        kld = fmt.kld_with_interval(record.quality.mean_kld) + marks(record.quality)
     elif record.setting in ("f16/f16", "bf16/bf16"):
         kld = "0"
     busy = tuple(100 * v for v in record.busy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.results.plans import CardRecord, Fit, Plan, Span
+from nybble.results.plans import CardRecord, Fit, Plan, Quality, Span
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,8 +33,11 @@ def short(setting: str) -> str:
 
 
 def tokens(n: int) -> str:
-    """8,192 as 8K, 131,072 as 128K, else with a comma."""
-    return f"{n // 1024}K" if n % 1024 == 0 and n else f"{n:,}"
+    """8,192 as 8K, 131,072 as 128K, 1,048,576 as 1M, else with a comma."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if n and n % unit == 0:
+            return f"{n // unit}{name}"
+    return f"{n:,}"
 
 
 def span(value: Span | None, digits: int = 2) -> str:
@@ -91,11 +94,12 @@ def columns(plan: Plan, fits: Sequence[Fit]) -> list[Column]:
     ]
     if plan.card is not None:
         found.append(Column("largest\ncontext", largest))
-    shown = plan.contexts if len(plan.contexts) < 5 else (*plan.contexts[:3], plan.contexts[-1])
+    shown = _contexts(plan)
     for context in shown:
         found.append(Column(f"GiB at\n{tokens(context)}", _memory(plan, context)))
     if plan.card is not None:
-        found += [Column(f"users\nat {tokens(c)}", _users(c)) for c in shown if _worth(fits, c)]
+        worth = [c for c in shown if any(f.users.get(c, 0) > 1 for f in fits)]
+        found += [Column(f"users\nat {tokens(c)}", _users(c)) for c in worth[-2:]]
     at = speed_context(plan, fits)
     if at is not None:
         found.append(Column(f"decode tok/s\nat {tokens(at)}", lambda f: span(f.decode.get(at))))
@@ -111,8 +115,12 @@ def speed_context(plan: Plan, fits: Sequence[Fit]) -> int | None:
     return max((c for c, n in counted.items() if n == best), default=None) if best else None
 
 
-def _worth(fits: Sequence[Fit], context: int) -> bool:
-    return any(f.users.get(context, 0) > 1 for f in fits)
+def _contexts(plan: Plan) -> tuple[int, ...]:
+    """Four contexts at most: a terminal has no room for more, and JSON has all."""
+    most = plan.contexts[-1]
+    asked = plan.fits[0].explained if plan.choice is not None else most
+    few = [c for c in plan.contexts if c not in (most, asked)]
+    return tuple(sorted({*few[-2 if asked != most else -3 :], asked, most}))
 
 
 def _memory(plan: Plan, context: int) -> Callable[[Fit], str]:
@@ -137,11 +145,16 @@ def largest(fit: Fit) -> str:
 
 
 def kld(fit: Fit) -> str:
-    """Mean KLD with its interval, starred where another model of the family was measured."""
+    """Mean KLD with its interval, and `marks` of where it is from."""
     if fit.quality is None:
         return "0" if fit.bits >= 16 else fmt.NONE
-    text = fmt.kld_with_interval(fit.quality.mean_kld)
-    return text if fit.quality.same_model else f"{text} *"
+    return fmt.kld_with_interval(fit.quality.mean_kld) + marks(fit.quality)
+
+
+def marks(quality: Quality) -> str:
+    """* for a simulated cache, ~ for another model of the family."""
+    found = "*" * quality.simulated + "~" * (not quality.same_model)
+    return f" {found}" if found else ""
 
 
 def rows(plan: Plan, engine: str) -> tuple[list[str], list[list[str]]]:
@@ -207,11 +220,11 @@ def notes(plan: Plan, shown: Sequence[str]) -> list[str]:
     for engine in shown:
         of = [f for f in plan.fits if f.engine == engine]
         found += [f"{engine}: {n}" for n in dict.fromkeys(n for f in of for n in f.notes)]
-        if any(f.quality and not f.quality.same_model for f in of):
-            names = dict.fromkeys(
-                f.quality.model for f in of if f.quality and not f.quality.same_model
-            )
-            found.append(f"* measured on {', '.join(names)}, another model of the family")
+        measured = [f.quality for f in of if f.quality]
+        if any(q.simulated for q in measured):
+            found.append("* simulated: the type's bytes in transformers, not an engine's cache")
+        if names := dict.fromkeys(q.model for q in measured if not q.same_model):
+            found.append(f"~ measured on {', '.join(names)}, another model of the family")
     return list(dict.fromkeys(found))
 
 

@@ -85,7 +85,7 @@ class Fit:
     engine: str
     setting: str
     bits: float = 0.0
-    bytes_per_token: float = 0.0
+    bytes_per_token: int = 0
     largest_context: int | None = None
     limited_by: str | None = None
     memory: dict[int, int] = field(default_factory=dict)

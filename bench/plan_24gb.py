@@ -1,0 +1,121 @@
+"""The question of the news: which context does Gemma 4 31B QAT hold on a card of 24 GB?
+
+    python bench/plan_24gb.py
+
+Writes the command's own output into README.md, tables into docs/plan.md, the picture, and
+bench/results/plan_24gb.json. Nothing is measured: sizes follow from published shapes, and
+bench/plan_llamacpp.py holds them against llama.cpp's own account.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import put, save
+from nybble import CardChoice, CostRequest, PlanRequest, cost, plan
+from nybble.planning.cost import LoadProfile
+from nybble.report.cost_table import cells
+from nybble.report.plan_plots import save_cost, save_memory
+from nybble.report.plan_table import gib, largest, rows, short
+from nybble.results.plans import Plan
+
+ROOT = Path(__file__).parents[1]
+MODEL, CARD = "gemma-4-31b-qat", "rtx-4090"
+COMMAND = ("plan", MODEL, "--gpu", CARD)
+MODELS = ("gemma-4-e4b-qat", "gemma-4-12b-qat", "gemma-4-26b-a4b-qat", "gemma-4-31b-qat",
+          "qwen3-32b", "qwen3.6-27b", "gpt-oss-20b", "llama-3.1-8b")  # fmt: skip
+CARDS = ("rtx-3060", "rtx-5080", "rtx-3090", "rtx-4090", "rtx-5090", "2xrtx-3090", "l40s")
+KV = ("f16/f16", "q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
+LOAD = LoadProfile(tokens_in=30_000, tokens_out=700, users=2, requests_per_hour=40,
+                   hours_per_day=10, cached=0.5)  # fmt: skip
+WAYS = ("rtx-4090:q4_0", "rtx-4090:q8_0/q4_0", "rtx-5090:q8_0", "2xrtx-4090:f16", "h100-sxm:f16")
+
+
+def engine(model: str, card: str, engines: tuple[str, ...] = ("llama.cpp",)) -> Plan:
+    """A plan with every KV type that the engines list."""
+    return plan(PlanRequest(model, cards=CardChoice(card), engines=engines, curve=True))
+
+
+def shown() -> str:
+    """What a terminal of 112 columns shows."""
+    run = subprocess.run(
+        [sys.executable, "-m", "nybble", *COMMAND], capture_output=True, text=True, check=True,
+        env={"COLUMNS": "112", "PATH": "", "HOME": "/nonexistent"}, cwd="/tmp",
+    )  # fmt: skip
+    lines = [line.rstrip() for line in run.stdout.rstrip().splitlines()]
+    return "\n".join(["```", f"$ nybble {' '.join(COMMAND)}", *lines, "```"])
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """Markdown, numbers to the right."""
+    made = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
+    return "\n".join([*made, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def by_card() -> tuple[str, dict[str, Any]]:
+    """Largest contexts of Gemma 4 31B QAT, a line for each card."""
+    kept, lines = {}, []
+    for card in CARDS:
+        fits = {f.setting: f for f in engine(MODEL, card).fits}
+        kept[card] = {kv: fits[kv].largest_context for kv in KV}
+        lines.append([card, *(largest(fits[kv]) for kv in KV)])
+    return table(["card", *KV], lines), kept
+
+
+def by_model() -> tuple[str, dict[str, Any]]:
+    """Largest contexts on 24 GB, a line for each model."""
+    kept, lines = {}, []
+    for model in MODELS:
+        try:
+            made = engine(model, CARD)
+        except Exception as error:  # a model that the catalogue has not got yet
+            print(f"{model}: {error}", file=sys.stderr)
+            continue
+        fits = {f.setting: f for f in made.fits if not f.refused}
+        weights = f"{gib(made.weights_bytes)} GiB"
+        kept[model] = {"weights": made.weights_bytes,
+                       **{kv: fits[kv].largest_context for kv in KV if kv in fits}}  # fmt: skip
+        lines.append([model, weights,
+                      *(largest(fits[kv]) if kv in fits else "-" for kv in KV)])  # fmt: skip
+    return table(["model", "weights", *KV], lines), kept
+
+
+def by_engine() -> tuple[str, dict[str, Any]]:
+    """Every engine's own KV types for Gemma 4 31B QAT on 24 GB, the same weights in all."""
+    kept: dict[str, Any] = {}
+    lines = []
+    for fit in plan(PlanRequest(MODEL, cards=CardChoice(CARD))).fits:
+        if not fit.refused:
+            kept.setdefault(fit.engine, {})[fit.setting] = fit.largest_context
+            lines.append([fit.engine, short(fit.setting), f"{fit.bits:.3g}",
+                          f"{fit.bytes_per_token:,.0f}", largest(fit)])  # fmt: skip
+    return table(["engine", "KV type", "bits", "bytes/token", "largest context"], lines), kept
+
+
+def main() -> None:
+    """Remake everything."""
+    put(ROOT / "README.md", "plan", shown())
+    made = engine(MODEL, CARD)
+    save_memory(made, ROOT / "docs" / "img" / "plan.svg")
+    result: dict[str, Any] = {}
+    for name, make in (("cards", by_card), ("models", by_model), ("engines", by_engine)):
+        text, result[name] = make()
+        put(ROOT / "docs" / "plan.md", name, text)
+    costs = cost(CostRequest(MODEL, WAYS, LOAD, apis=("gemma-4-31b",), curve=True))
+    header = ["option", "how", "sequences", "cards", "busy", "USD/month", "USD per M answer tokens"]
+    lines = [cells(r)[: len(header)] for r in costs.costs if not r.refused]
+    put(ROOT / "docs" / "plan.md", "costs", table(header, lines))
+    save_cost(costs, ROOT / "docs" / "img" / "cost.svg")
+    result["costs"] = {f"{r.name}, {r.how}": r.month for r in costs.costs}
+    header, lines = rows(made, "llama.cpp")
+    result["gemma-4-31b-qat on rtx-4090"] = [
+        dict(zip([h.replace("\n", " ") for h in header], line, strict=True)) for line in lines
+    ]
+    print(save("plan_24gb", result))
+
+
+if __name__ == "__main__":
+    main()
