@@ -157,21 +157,17 @@ def transformers() -> list[dict[str, Any]]:
 
 
 def llamacpp() -> list[dict[str, Any]]:
-    """What llama.cpp allocates without weights: rows that bench/plan_llamacpp.py marks for here.
-
-    Expected there: "version", and "conformance", a list of {model, setting, context, sequences,
-    bytes, options?}; models are those of conformance_models.py. Other rows are left alone.
-    """
+    """What llama.cpp allocates for models of these shapes, a stream for each slot."""
     path = RESULTS / "plan_llamacpp.json"
     if not path.is_file():
         return []
     result = json.loads(path.read_text(encoding="utf-8"))
     return [
-        case(x["model"], "llama.cpp", str(result["version"]), x["setting"], x["bytes"],
-             "bench/plan_llamacpp.py: llama.cpp's own allocation, no weights loaded",
-             context=x["context"], sequences=x["sequences"], options=x.get("options", {}),
-             counts=x.get("counts", ["cache"]))
-        for x in result.get("conformance", [])
+        case(model, "llama.cpp", str(result["version"]), x["setting"], x["kv_engine"],
+             "bench/plan_llamacpp.py: llama.cpp's own account of a dry run, -np sequences",
+             context=x["context"], sequences=x["slots"], counts=["cache", "state"])
+        for model, found in result["models"].items() if model in MODELS
+        for x in found["rows"] if not x["unified"]
     ]  # fmt: skip
 
 

@@ -9,8 +9,10 @@ bench/plan_llamacpp.py holds them against llama.cpp's own account.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,12 @@ from nybble.results.plans import Plan
 ROOT = Path(__file__).parents[1]
 MODEL, CARD = "gemma-4-31b-qat", "rtx-4090"
 COMMAND = ("plan", MODEL, "--gpu", CARD)
-MODELS = ("gemma-4-e4b-qat", "gemma-4-12b-qat", "gemma-4-26b-a4b-qat", "gemma-4-31b-qat",
-          "qwen3-32b", "qwen3.6-27b", "gpt-oss-20b", "llama-3.1-8b")  # fmt: skip
+MODELS = {  # and which published file
+    "gemma-4-12b-qat": "q4_0", "gemma-4-26b-a4b-qat": "q4_0", "gemma-4-31b-qat": "q4_0",
+    "gemma-3-27b-qat": "q4_0", "qwen3-14b": "q4_k_m", "qwen3-30b-a3b": "q4_k_m",
+    "qwen3-32b": "q4_k_m", "qwen3.6-35b-a3b": "q4_k_m", "gpt-oss-20b": "mxfp4",
+    "llama-3.1-8b": "q4_k_m",
+}  # fmt: skip
 CARDS = ("rtx-3060", "rtx-5080", "rtx-3090", "rtx-4090", "rtx-5090", "2xrtx-3090", "l40s")
 KV = ("f16/f16", "q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
 LOAD = LoadProfile(tokens_in=30_000, tokens_out=700, users=2, requests_per_hour=40,
@@ -34,16 +40,17 @@ LOAD = LoadProfile(tokens_in=30_000, tokens_out=700, users=2, requests_per_hour=
 WAYS = ("rtx-4090:q4_0", "rtx-4090:q8_0/q4_0", "rtx-5090:q8_0", "2xrtx-4090:f16", "h100-sxm:f16")
 
 
-def engine(model: str, card: str, engines: tuple[str, ...] = ("llama.cpp",)) -> Plan:
-    """A plan with every KV type that the engines list."""
-    return plan(PlanRequest(model, cards=CardChoice(card), engines=engines, curve=True))
+def llamacpp(model: str, card: str, file: str | None = None) -> Plan:
+    """A plan with every KV type that llama.cpp lists."""
+    asked = PlanRequest(model, file, CardChoice(card), engines=("llama.cpp",), curve=True)
+    return plan(asked)
 
 
 def shown() -> str:
     """What a terminal of 112 columns shows."""
     run = subprocess.run(
         [sys.executable, "-m", "nybble", *COMMAND], capture_output=True, text=True, check=True,
-        env={"COLUMNS": "112", "PATH": "", "HOME": "/nonexistent"}, cwd="/tmp",
+        env={**os.environ, "COLUMNS": "112"}, cwd=tempfile.gettempdir(),
     )  # fmt: skip
     lines = [line.rstrip() for line in run.stdout.rstrip().splitlines()]
     return "\n".join(["```", f"$ nybble {' '.join(COMMAND)}", *lines, "```"])
@@ -59,7 +66,7 @@ def by_card() -> tuple[str, dict[str, Any]]:
     """Largest contexts of Gemma 4 31B QAT, a line for each card."""
     kept, lines = {}, []
     for card in CARDS:
-        fits = {f.setting: f for f in engine(MODEL, card).fits}
+        fits = {f.setting: f for f in llamacpp(MODEL, card).fits}
         kept[card] = {kv: fits[kv].largest_context for kv in KV}
         lines.append([card, *(largest(fits[kv]) for kv in KV)])
     return table(["card", *KV], lines), kept
@@ -68,18 +75,13 @@ def by_card() -> tuple[str, dict[str, Any]]:
 def by_model() -> tuple[str, dict[str, Any]]:
     """Largest contexts on 24 GB, a line for each model."""
     kept, lines = {}, []
-    for model in MODELS:
-        try:
-            made = engine(model, CARD)
-        except Exception as error:  # a model that the catalogue has not got yet
-            print(f"{model}: {error}", file=sys.stderr)
-            continue
+    for model, file in MODELS.items():
+        made = llamacpp(model, CARD, file)
         fits = {f.setting: f for f in made.fits if not f.refused}
-        weights = f"{gib(made.weights_bytes)} GiB"
+        weights = f"{file.upper()}, {gib(made.weights_bytes)} GiB"
         kept[model] = {"weights": made.weights_bytes,
-                       **{kv: fits[kv].largest_context for kv in KV if kv in fits}}  # fmt: skip
-        lines.append([model, weights,
-                      *(largest(fits[kv]) if kv in fits else "-" for kv in KV)])  # fmt: skip
+                       **{kv: fits[kv].largest_context for kv in KV}}  # fmt: skip
+        lines.append([model, weights, *(largest(fits[kv]) for kv in KV)])
     return table(["model", "weights", *KV], lines), kept
 
 
@@ -98,7 +100,7 @@ def by_engine() -> tuple[str, dict[str, Any]]:
 def main() -> None:
     """Remake everything."""
     put(ROOT / "README.md", "plan", shown())
-    made = engine(MODEL, CARD)
+    made = llamacpp(MODEL, CARD)
     save_memory(made, ROOT / "docs" / "img" / "plan.svg")
     result: dict[str, Any] = {}
     for name, make in (("cards", by_card), ("models", by_model), ("engines", by_engine)):

@@ -182,10 +182,12 @@ def test_rows_of_llamacpp_are_taken_in(
 ) -> None:
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     assert bench.llamacpp() == []
-    row = {"model": "llama-3.1-8b", "setting": "q8_0/q8_0", "context": 256, "sequences": 1,
-           "bytes": 256 * 32 * 8 * 2 * 136}  # fmt: skip
-    result = {"bench": "plan_llamacpp", "version": "b1", "conformance": [row], "rows": [1]}
+    n_bytes = 256 * 32 * 8 * 2 * 136
+    row = {"setting": "q8_0/q8_0", "context": 256, "slots": 1, "unified": False,
+           "kv_engine": n_bytes}  # fmt: skip
+    models = {"llama-3.1-8b": {"rows": [row, row | {"unified": True}]}, "other": {"rows": [row]}}
+    result = {"bench": "plan_llamacpp", "version": "b1", "models": models}
     (tmp_path / "plan_llamacpp.json").write_text(json.dumps(result), encoding="utf-8")
     (found,) = bench.llamacpp()
-    assert row.items() <= found.items()
+    assert (found["model"], found["bytes"], found["sequences"]) == ("llama-3.1-8b", n_bytes, 1)
     assert (found["engine"], found["version"], found["how"]) == ("llama.cpp", "b1", "engine")

@@ -38,7 +38,7 @@ class TestRows:
         assert made.contexts == (8192, 32_768, 131_072, 262_144)
         for fit in made.fits:
             for context, n_bytes in fit.memory.items():
-                load = Load(context, 2, ubatch=256, card_bytes=24_564 << 20)
+                load = Load(context, 2, ubatch=256, card_bytes=24_564 << 20, vendor="nvidia")
                 of_engine = model.memory(geometry, parse(fit.setting), load).total
                 assert n_bytes == of_engine + CONTEXT_BYTES
 

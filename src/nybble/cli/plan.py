@@ -88,6 +88,7 @@ def plan(
         engines=engines,
         settings=_settings(kv),
         curve=picture is not None,
+        brief=form is None and not engines and options["context"] is None,
         **options,
     )
     if calibrate:

@@ -91,6 +91,7 @@ def stored(
         source="tensors",
         types=MappingProxyType(dict(types)),
         lookup_bytes=lookup,
+        tied=tied,
     )
     notes = tuple(f"{n:,} bytes of {what} are left out" for what, n in left.items() if n)
     return Stored(weights, notes)

@@ -50,6 +50,7 @@ def derived(shapes: Shapes, config: Mapping[str, Any], fields: Fields) -> Weight
         source="config",
         types=MappingProxyType({k: round(v / 8) for k, v in types.items()}),
         lookup_bytes=round(tables / 8),
+        tied=not shapes.output,
     )
 
 

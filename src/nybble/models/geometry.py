@@ -86,6 +86,7 @@ class Weights:
         lookup_bytes: bytes of the tables of which a token reads one row (input embedding, also
             when it is the output matrix too; per-layer embeddings). llama.cpp keeps them in the
             host's memory.
+        tied: whether the output matrix is the input embedding.
     """
 
     n_bytes: int
@@ -95,6 +96,7 @@ class Weights:
     source: Literal["tensors", "published", "config"]
     types: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     lookup_bytes: int = 0
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class Geometry:
     notes: tuple[str, ...] = ()
     experts_used: int = 0
     experts: int = 0
+
+    @property
+    def family(self) -> str:
+        """`architecture` as both kinds of file would spell it: gemma4_text and gemma4, gpt-oss."""
+        return self.architecture.removesuffix("_text").replace("_", "").replace("-", "")
 
     def of_kind(self, *kinds: Kind) -> tuple[Layer, ...]:
         """The layers of these kinds, in order."""

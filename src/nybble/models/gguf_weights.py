@@ -51,7 +51,8 @@ def weights(tensors: Iterable[TensorInfo], experts_used: Callable[[int], int]) -
         read += n_bytes
         if len(tensor.shape) > 1 and not tensor.name.endswith(".bias"):
             active += elements
-    return Weights(total, params, read, active, "tensors", MappingProxyType(dict(types)), lookup)
+    by_type = MappingProxyType(dict(types))
+    return Weights(total, params, read, active, "tensors", by_type, lookup, tied)
 
 
 def intermediate(tensors: Iterable[TensorInfo], experts_used: Callable[[int], int]) -> int:

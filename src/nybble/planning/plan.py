@@ -56,7 +56,10 @@ def plan(request: PlanRequest) -> Plan:
     speeds = Speeds.of(request, geometry, seats)
     asked = _Asked(request, geometry, seats, _contexts(request, geometry), quality, speeds)
     engines = _engines(request, found, seats)
-    fits = [fit for engine in engines for fit in _fits(engine, asked)]
+    fits: list[Fit] = []
+    for engine in engines:
+        brief = request.brief and any(not fit.refused for fit in fits)
+        fits += _fits(engine, asked, brief)
     if all(fit.refused for fit in fits):
         raise _nothing_runs(geometry, fits)
     weights = geometry.weights
@@ -104,41 +107,47 @@ def _engines(request: PlanRequest, found: Found, seats: Seats | None) -> list[st
     ] or ["llama.cpp"]  # fmt: skip
 
 
-def _fits(engine: str, asked: _Asked) -> list[Fit]:
+def _fits(engine: str, asked: _Asked, brief: bool) -> list[Fit]:
     model = memory_model(engine)
     where, seats = known(engine), asked.seats
     if seats is not None and seats.card.vendor not in where.vendors:
         why = f"{engine} does not run on {seats.card.name}: {', '.join(where.vendors)} only"
         return [Fit(engine, "-", refused=why)]
     settings: Sequence[KVSetting] = asked.request.settings
-    return [_fit(model, setting, asked) for setting in settings or map(parse, model.settings)]
+    settings = settings or tuple(map(parse, model.settings))
+    return [_fit(model, setting, asked, brief) for setting in settings]
 
 
-def _fit(model: MemoryModel, setting: KVSetting, asked: _Asked) -> Fit:
+def _fit(model: MemoryModel, setting: KVSetting, asked: _Asked, brief: bool) -> Fit:
     geometry, request, seats = asked.geometry, asked.request, asked.seats
     quality = asked.quality.get(str(setting))
     load = Load(1, request.users, ubatch=request.ubatch)
     try:
         model.check(geometry, setting)
         solver = Solver(model, geometry, setting, seats.budget if seats else choose.ENDLESS)
-        memory = {c: solver.memory(replace(load, context=c)) for c in asked.contexts}
         largest = solver.largest_context(load) if seats else None
+        row = Fit(
+            engine=model.engine,
+            setting=written(setting),
+            bits=_bits(geometry, setting),
+            bytes_per_token=_per_token(solver, load),
+            largest_context=largest,
+            limited_by=_limit(largest, geometry) if seats else None,
+            quality=quality,
+        )
+        if brief:
+            return row
+        memory = {c: solver.memory(replace(load, context=c)) for c in asked.contexts}
     except NybbleError as error:
         return Fit(model.engine, written(setting), refused=error.what, quality=quality)
     explained = request.context or largest or asked.contexts[0]
     users = {c: solver.most_users(replace(load, context=c)) for c in asked.contexts if seats}
     longest = asked.contexts[-1]
     speed = asked.speeds.of_fit(model.engine, setting, asked.contexts, largest)
-    return Fit(
-        engine=model.engine,
-        setting=written(setting),
-        bits=_bits(geometry, setting),
-        bytes_per_token=_per_token(solver, load),
-        largest_context=largest,
-        limited_by=_limit(largest, geometry) if seats else None,
+    return replace(
+        row,
         memory={c: m.total for c, m in memory.items()},
         users=users,
-        quality=quality,
         notes=tuple(n.removeprefix(f"{model.engine} ") for n in memory[longest].notes),
         parts=_parts(solver.memory(replace(load, context=explained))),
         explained=explained,

@@ -75,6 +75,7 @@ class PlanRequest:
         split: "layer" or "tensor"; None for each engine's own.
         ubatch: tokens of a micro-batch of the prefill; None for each engine's own.
         curve: also sizes between the columns, for a picture.
+        brief: of all engines but the first that runs it, tell the largest contexts alone.
         calibration: a file of measured rates, of `planning.measured.save`.
 
     Raises:
@@ -93,6 +94,7 @@ class PlanRequest:
     split: str | None = None
     ubatch: int | None = None
     curve: bool = False
+    brief: bool = False
     calibration: Path | None = None
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ more than its window, a latent layer its latent, a recurrent one its state.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -87,12 +88,22 @@ def token_bytes(geometry: Geometry, setting: KVSetting, index: int) -> float:
     layer = geometry.layers[index]
     if layer.kind == "shared":
         return 0.0 if layer.source is None else token_bytes(geometry, setting, layer.source)
+    sides = (layer.k_dim, layer.v_dim)
+    types = setting.at_layer(index, len(geometry.layers))
+    if all(head is None for head, _, _ in types):
+        return layer.kv_heads * _row(*types[-1][1:], *sides)
     found: list[tuple[str, str]] = [("f16", "f16")] * layer.kv_heads
-    for head, k, v in setting.at_layer(index, len(geometry.layers)):
+    for head, k, v in types:
         for h in range(layer.kv_heads) if head is None else [head]:
             if h < layer.kv_heads:
                 found[h] = (k, v)
-    return sum(_side(k, "K", layer.k_dim) + _side(v, "V", layer.v_dim) for k, v in found)
+    return sum(_row(k, v, *sides) for k, v in found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _row(k: str, v: str, k_dim: int, v_dim: int) -> float:
+    """Bytes of one KV head's key and value of one token."""
+    return _side(k, "K", k_dim) + _side(v, "V", v_dim)
 
 
 def _side(name: str, side: str, dim: int) -> float:

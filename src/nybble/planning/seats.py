@@ -83,4 +83,5 @@ def seats(chosen: Card, count: int, reserve_gib: float | None = None) -> Seats:
             seen=f"{reserve / GIB:.2g} GiB left free of {chosen.memory_gib:.2g} GiB",
             allowed=f"less than {chosen.memory_gib:.4g} GiB", hint="--reserve 0",
         )  # fmt: skip
-    return Seats(chosen, Budget(chosen.memory_bytes, count, reserve, driver=not chosen.unified))
+    lent = Budget(chosen.memory_bytes, count, reserve, chosen.vendor, chosen.unified)
+    return Seats(chosen, lent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,14 +23,16 @@ class Budget:
         card_bytes: memory of one card.
         cards: how many.
         reserve: bytes of each card left free.
-        driver: whether the driver's context takes a part of each card: it does on a GPU with
-            memory of its own.
+        vendor: of the cards.
+        unified: whether their memory is the host's too; the driver's context takes a part of
+            memory that is not.
     """
 
     card_bytes: int
     cards: int = 1
     reserve: int = 0
-    driver: bool = False
+    vendor: str | None = None
+    unified: bool = True
 
     @property
     def total(self) -> int:
@@ -55,10 +58,12 @@ class Solver:
 
     def memory(self, load: Load) -> Memory:
         """What a load takes on these cards, the driver's context included."""
-        load = replace(load, cards=self.budget.cards, card_bytes=self.budget.card_bytes or None)
+        of = self.budget
+        load = replace(load, cards=of.cards, card_bytes=of.card_bytes if of.vendor else None,
+                       vendor=of.vendor, unified=of.unified)  # fmt: skip
         found = self.engine.memory(self.geometry, self.setting, load)
         driver = context_part(load)
-        if not self.budget.driver or any(part.name == driver.name for part in found.parts):
+        if of.unified or any(part.name == driver.name for part in found.parts):
             return found
         return replace(found, parts=(*found.parts, driver))
 
@@ -68,26 +73,42 @@ class Solver:
 
     def largest_context(self, load: Load) -> int:
         """Tokens of each of `load.sequences` that fit, in steps of 256; 0 where none do."""
+        longest = self.geometry.context_length
 
-        def enough(steps: int) -> bool:
-            context = min(steps * STEP, self.geometry.context_length)
-            return self.fits(replace(load, context=context))
+        def size(steps: int) -> int:
+            return self.memory(replace(load, context=min(steps * STEP, longest))).total
 
-        steps = _last(enough, -(-self.geometry.context_length // STEP))
-        return min(steps * STEP, self.geometry.context_length)
+        return min(_last(size, self.budget.total, -(-longest // STEP)) * STEP, longest)
 
     def most_users(self, load: Load) -> int:
         """Sequences of `load.context` tokens that fit, up to 4,096."""
-        return _last(lambda n: self.fits(replace(load, sequences=n)), MOST_USERS)
+
+        def size(sequences: int) -> int:
+            return self.memory(replace(load, sequences=sequences)).total
+
+        return _last(size, self.budget.total, MOST_USERS)
 
 
-def _last(good: Callable[[int], bool], most: int) -> int:
-    """The largest n in 1..most that is good, when all below it are; 0 for none."""
-    low, high = 0, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if good(middle):
-            low = middle
+def _last(size: Callable[[int], int], budget: int, most: int) -> int:
+    """The largest n in 1..most whose size is within the budget; 0 for none.
+
+    Sizes never fall and are nearly linear, so the straight line between the ends is tried first;
+    every third step halves instead, which bounds the worst case.
+    """
+    low, high = (1, size(1)), (most, size(most))
+    if low[1] > budget:
+        return 0
+    if high[1] <= budget:
+        return most
+    for i in itertools.count():
+        (a, small), (b, large) = low, high
+        if b - a <= 1:
+            return a
+        guess = (a + b) // 2 if i % 3 == 2 else a + (budget - small) * (b - a) // (large - small)
+        guess = min(max(guess, a + 1), b - 1)
+        found = guess, size(guess)
+        if found[1] <= budget:
+            low = found
         else:
-            high = middle
-    return low
+            high = found
+    raise AssertionError("an endless count ended")

@@ -218,8 +218,11 @@ def notes(plan: Plan, shown: Sequence[str]) -> list[str]:
     if plan.budget is not None and any(n > plan.budget for f in kept for n in f.memory.values()):
         found.append(f"{OVER} is more than there is to use")
     for engine in shown:
-        of = [f for f in plan.fits if f.engine == engine]
-        found += [f"{engine}: {n}" for n in dict.fromkeys(n for f in of for n in f.notes)]
+        of = [f for f in kept if f.engine == engine]
+        for note in dict.fromkeys(n for f in of for n in f.notes):
+            only = [short(f.setting) for f in of if note in f.notes]
+            which = f", {' and '.join(only)}" if len(only) < len(of) else ""
+            found.append(f"{engine}{which}: {note}")
         measured = [f.quality for f in of if f.quality]
         if any(q.simulated for q in measured):
             found.append("* simulated: the type's bytes in transformers, not an engine's cache")

@@ -165,4 +165,5 @@ def _scaled(weights: Weights, file: File) -> Weights:
         source="published",
         types=MappingProxyType({file.label: file.n_bytes}),
         lookup_bytes=round(weights.lookup_bytes * share),
+        tied=weights.tied,
     )

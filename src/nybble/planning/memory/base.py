@@ -27,6 +27,8 @@ class Load:
         ubatch: tokens of one micro-batch of the prefill; None for the engine's default.
         card_bytes: memory of one card, for engines that set aside a share of it or choose their
             defaults by it; None where no card is chosen, which leaves such shares out.
+        vendor: of the cards, for engines that work otherwise on another's; None as `card_bytes`.
+        unified: whether the cards' memory is the host's too.
     """
 
     context: int
@@ -34,6 +36,8 @@ class Load:
     cards: int = 1
     ubatch: int | None = None
     card_bytes: int | None = None
+    vendor: str | None = None
+    unified: bool = False
 
 
 @dataclass(frozen=True)
