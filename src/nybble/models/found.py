@@ -5,7 +5,7 @@ Only headers and config.json are read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,9 @@ from nybble.models.file_kinds import show
 from nybble.models.geometry import Geometry
 from nybble.models.hub_cache import is_hub_id, snapshot
 from nybble.models.remote_names import is_remote, names_gguf
+
+
+_LONGEST_NAME = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ def find(model: str, file: str | None = None) -> Found:
     Raises:
         ModelFileError: it is not there, damaged, hostile, or of a kind that cannot be planned.
     """
+    found = _find(model, file)
+    return replace(found, geometry=replace(found.geometry, name=_printable(found.geometry.name)))
+
+
+def _printable(name: str) -> str:
+    """A name that a file gives itself, fit for a terminal and for one line."""
+    return "".join(c if c.isprintable() else " " for c in name[:_LONGEST_NAME]).strip() or "model"
+
+
+def _find(model: str, file: str | None) -> Found:
     path = Path(model)
     try:
         there = path.exists()
