@@ -40,6 +40,7 @@ from nybble.hardening.train import weights  # noqa: E402
 from nybble.hardening.train.weights import (  # noqa: E402
     StoredWeights,
     fake_quantize_weights,
+    off_boundaries,
     real_weights,
 )
 from nybble.models.gguf_header import read_header  # noqa: E402
@@ -188,6 +189,48 @@ class TestGradient:
         quantizer.enabled = False
         weight = torch.randn(2, 32)
         assert quantizer(weight) is weight
+
+
+class TestBoundaries:
+    """Weights of a file that was quantized to finer steps before."""
+
+    def test_half_of_a_q5_0_file_lies_between_two_values_of_q4_0(self) -> None:
+        rng = np.random.default_rng(0)
+        given = dequantize(quantize(rng.normal(size=(64, 256)).astype(np.float32), type_of("q5_0")),
+                           type_of("q5_0"))  # fmt: skip
+        weight = torch.from_numpy(given.copy())
+        step = np.abs(given.reshape(-1, 32)).max(-1, keepdims=True) / 8
+        places = given.reshape(-1, 32) / step
+        on = np.abs(places % 1 - 0.5) < 1e-3
+        assert 0.4 < on.mean() < 0.6
+
+        off_boundaries(weight, "q4_0")
+        moved = weight.numpy().reshape(-1, 32)
+        on &= np.abs(places) < 7.4  # beyond, one side is cut off
+        changed = moved != given.reshape(-1, 32)
+        assert not changed[(np.abs(places) < 7.4) & ~on].any() and changed[on].mean() > 0.999
+        assert np.abs(moved - given.reshape(-1, 32)).max() <= (step / 4).max() * 1.001
+        # They fall to both sides, and what is stored does not hang on the last bit any more.
+        up = fake(weight.numpy(), "q4_0").reshape(-1, 32) > given.reshape(-1, 32)
+        assert 0.45 < up[on].mean() < 0.55
+        least = 2e-5 * step * np.sign(rng.normal(size=moved.shape)) * (np.abs(places) < 7.9)
+        same = fake((moved + least).reshape(64, 256), "q4_0") == fake(weight.numpy(), "q4_0")
+        assert same.mean() > 0.999
+
+        again = torch.from_numpy(given.copy())
+        off_boundaries(again, "q4_0")
+        assert torch.equal(weight, again)
+
+    @each_kind
+    def test_other_weights_stay(self, kind: str) -> None:
+        given = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+        weight = given.clone()
+        off_boundaries(weight, kind)
+        assert (weight != given).float().mean() < 0.01
+        for empty in (torch.zeros(4, 32), torch.ones(4, 32)):
+            weight = empty.clone()
+            off_boundaries(weight, kind)
+            assert torch.equal(weight, empty)
 
 
 class TestModel:

@@ -238,7 +238,7 @@ class TestTime:
             return True
 
         web.rules[PATH] = stall
-        refused(web.url(), "nothing came for 0.3 s")
+        refused(web.url(), "nothing came for 0.5 s")
         assert len(web.asked) == QUICK.attempts
 
     @pytest.mark.parametrize("drop", [b"x", b"HTTP/1.1 100 Continue\r\n\r\n", b"A: b\r\n"])

@@ -17,7 +17,7 @@ from nybble.errors import ModelFileError
 from nybble.models.http_connection import Limits
 from nybble.models.remote import remote_gguf
 
-QUICK = Limits(connect=1, read=0.3, total=3, attempts=3, backoff=0.01, redirects=3)
+QUICK = Limits(connect=3, read=0.5, total=10, attempts=3, backoff=0.01, redirects=3)
 
 # What a test puts in place of an answer: it gets the handler and how often this path was asked
 # for before. It returns True when it answered; else the file is served.
