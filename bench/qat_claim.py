@@ -100,9 +100,9 @@ def make(arm: Arm, given: argparse.Namespace, out: Path) -> dict[str, Any]:
     request = HardenRequest(out=out, model=given.model, fresh=True)
     training = TrainRequest(
         out=out.with_suffix(".train"), scope="all", settings=(arm.kv or "f16",),
-        stored=arm.stored, steps=given.steps, batch=1, accumulate=given.batch, lr=RATES,
-        precision="bf16", eval_every=given.steps, patience=None, keep_best=False, held_out=4,
-        seed=given.seed,
+        stored=arm.stored, steps=given.steps, batch=1, accumulate=given.batch,
+        lr=RATES, context=given.context, eval_every=given.steps, patience=None, keep_best=False,
+        held_out=4, seed=given.seed,
     )  # fmt: skip
     progress = Told()
     checkpoint = source(request)
@@ -146,7 +146,7 @@ def compare(arm: Path | None, given: argparse.Namespace, run: Path) -> dict[str,
     """An arm against itself and against the original: setting -> reference -> numbers."""
     request = MeasureRequest(
         model=given.model, against=arm, settings=tuple(map(parse_setting, SETTINGS)),
-        categories=KINDS, documents=given.documents, out=run,
+        categories=KINDS, documents=given.documents, contexts=(given.context,), out=run,
     )  # fmt: skip
     rows = measure(request, Told()).measurement.rows
     of = "b" if arm else "a"
@@ -167,9 +167,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="train, measure, or none: the page only")
     parser.add_argument("--work", type=Path, default=Path("qat-claim"))
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--steps", type=int, default=75)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--documents", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--context", type=int, default=640)  # past the window of 512
+    parser.add_argument("--documents", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def main() -> None:
         _train(ARMS, given)
     if "measure" in given.parts:
         arms = {arm.name: _measured(arm, given) for arm in ARMS}
-        kept = {k: getattr(given, k) for k in ("steps", "batch", "documents", "seed")}
+        kept = {k: getattr(given, k) for k in ("steps", "batch", "context", "documents", "seed")}
         print(save("qat_claim", {**kept, "rates": dict(RATES), "arms": arms}))
     write_page(json.loads((RESULTS / "qat_claim.json").read_text(encoding="utf-8")))
 

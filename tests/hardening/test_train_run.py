@@ -323,16 +323,19 @@ class TestNoGain:
 
 
 class TestTax:
-    def test_more_than_half_a_percent(
+    def test_more_than_is_allowed(
         self, bench: Bench, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Better with a 4-bit cache, worse without; the checkpoints stay for another try."""
         source, out = write_qwen3(tmp_path / "m.gguf", head=1.0), tmp_path / "o.gguf"
         lr = (("scales", 3e-3), ("norms", 1e-3), ("matrices", 1e-2))
+        # Half a percent is more than a random model's perplexity moves by in eight steps.
+        assert verify_module.MOST_TAX == 0.005
+        monkeypatch.setattr(verify_module, "MOST_TAX", 0.0004)
         with pytest.raises(NybbleError, match="made the model itself worse") as error:
             bench.train(source, out, lr=lr)
         before, after = (float(n) for n in re.findall(r"\d+\.\d+", str(error.value.seen)))
-        assert after > 1.005 * before and error.value.allowed == "up to 0.5% more"
+        assert after > 1.0004 * before and error.value.allowed == "up to 0.0% more"
         assert "--lr" in str(error.value.hint)
         assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "o.gguf.train"}
 
