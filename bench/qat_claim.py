@@ -102,7 +102,7 @@ def make(arm: Arm, given: argparse.Namespace, out: Path) -> dict[str, Any]:
         out=out.with_suffix(".train"), scope="all", settings=(arm.kv or "f16",),
         stored=arm.stored, steps=given.steps, batch=1, accumulate=given.batch,
         lr=RATES, context=given.context, eval_every=given.steps, patience=None, keep_best=False,
-        held_out=4, seed=given.seed,
+        held_out=4, seed=given.seed, threads=given.threads,
     )  # fmt: skip
     progress = Told()
     checkpoint = source(request)
@@ -147,6 +147,7 @@ def compare(arm: Path | None, given: argparse.Namespace, run: Path) -> dict[str,
     request = MeasureRequest(
         model=given.model, against=arm, settings=tuple(map(parse_setting, SETTINGS)),
         categories=KINDS, documents=given.documents, contexts=(given.context,), out=run,
+        threads=given.threads,
     )  # fmt: skip
     rows = measure(request, Told()).measurement.rows
     of = "b" if arm else "a"
@@ -172,8 +173,18 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=640)  # past the window of 512
     parser.add_argument("--documents", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--only", nargs="*", help="names of arms; the page needs all")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
+    if given.only:
+        chosen = [arm for arm in ARMS if arm.name in given.only]
+        if "train" in given.parts:
+            _train(chosen, given)
+        if "measure" in given.parts:
+            for arm in chosen:
+                _measured(arm, given)
+        return
     if "train" in given.parts:
         _train(ARMS, given)
     if "measure" in given.parts:
