@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/qat-claim.md, out of bench/results/qat_claim.json."""
+"""docs/qat-claim.md: the words of bench/qat_claim.md, tables and picture of the kept result."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def picture(arms: dict[str, Any]) -> str:
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Remake the page's tables and its picture."""
+    """Remake the page and its picture."""
     arms, page = result["arms"], DOCS / "qat-claim.md"
+    words = Path(__file__).with_name("qat_claim.md").read_text(encoding="utf-8")
+    page.write_text(words, encoding="utf-8")
     put(page, "arms", model_table(arms))
     put(page, "settings", settings_table(arms))
     write_text(DOCS / "img" / "qat-claim.svg", picture(arms))
