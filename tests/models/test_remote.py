@@ -275,7 +275,8 @@ class TestTime:
         refused(web.url(), "HTTP 429", "wait 3,600 s")
         assert len(web.asked) == 1
 
-    def test_nobody_listens(self) -> None:
+    def test_nobody_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain_environment(monkeypatch)  # transformers, imported by other tests, goes offline
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             refused(f"http://127.0.0.1:{closed.getsockname()[1]}/m.gguf", "refuses the connection")
@@ -379,9 +380,9 @@ class TestFolder:
         folder.files[f"/org/m/{INDEX}"] = b'{"weight_map": [1]}'
         refused(url, "does not say where", read=remote_folder)
         url = self.index(folder, a=one, c="two.safetensors")
-        monkeypatch.setattr(remote, "MAX_OTHER", 1024)
-        refused(url, "the header is too large", read=remote_folder)
-        monkeypatch.undo()
+        with monkeypatch.context() as small_headers:
+            small_headers.setattr(remote, "MAX_OTHER", 1024)
+            refused(url, "the header is too large", read=remote_folder)
         monkeypatch.setattr(remote, "MAX_ALL_OTHER", 100)
         refused(url, "headers of this model are too large", read=remote_folder)
         monkeypatch.setattr(remote, "MAX_FILES", 1)
