@@ -15,7 +15,6 @@ from nybble.models.geometry import Geometry
 from nybble.models.hub_cache import is_hub_id, snapshot
 from nybble.models.remote_names import is_remote, names_gguf
 
-
 _LONGEST_NAME = 60  # characters
 
 
