@@ -248,7 +248,7 @@ def _notes(
                      "bytes more on one of them")  # fmt: skip
     if found.geometry.weights is None:
         notes.append("the size of the weights is not known: only the cache is counted")
-    if seats is not None and seats.card.note:
+    if seats is not None and seats.card.note and request.calibration is None:
         notes.append(f"{seats.card.name}: {seats.card.note}")
     return notes
 
