@@ -45,6 +45,12 @@ def put(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}<!-- {name} -->\n{text}\n<!-- /{name} -->{after}", encoding="utf-8")
 
 
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """Markdown, numbers to the right."""
+    made = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
+    return "\n".join([*made, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
 def topics_text(limit: int) -> str:
     """English reference prose out of the running Python (PSF-2.0)."""
     from pydoc_data.topics import topics

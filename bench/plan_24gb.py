@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import put, save
+from common import put, save, table
 from nybble import CardChoice, CostRequest, PlanRequest, cost, plan
 from nybble.planning.cost import LoadProfile
 from nybble.report.cost_table import cells
@@ -54,12 +54,6 @@ def shown() -> str:
     )  # fmt: skip
     lines = [line.rstrip() for line in run.stdout.rstrip().splitlines()]
     return "\n".join(["```", f"$ nybble {' '.join(COMMAND)}", *lines, "```"])
-
-
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """Markdown, numbers to the right."""
-    made = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return "\n".join([*made, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def by_card() -> tuple[str, dict[str, Any]]:

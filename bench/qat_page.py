@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import put
+from common import put, table
 from nybble.report.charts import bars, canvas, svg
 from nybble.results.records import Estimate
 from nybble.results.store import write_text
@@ -23,12 +23,6 @@ def span(found: dict[str, Any]) -> str:
     """A mean KLD with its interval."""
     e = estimate(found)
     return f"{e.value:.2g}" if e.low is None else f"{e.value:.2g} [{e.low:.2g}, {e.high:.2g}]"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown, numbers to the right."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def model_table(arms: dict[str, Any]) -> str:

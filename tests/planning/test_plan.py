@@ -14,10 +14,10 @@ from nybble.errors import NybbleError
 from nybble.formats.setting import parse
 from nybble.models.found import find
 from nybble.planning.memory.base import Load
-from nybble.planning.memory.cards import CONTEXT_BYTES
+from nybble.planning.memory.cards import CONTEXT_BYTES, GIB
 from nybble.planning.memory.registry import ENGINES, memory_model
 from nybble.planning.plan import plan, written
-from nybble.planning.request import GIB, CardChoice, PlanRequest
+from nybble.planning.request import CardChoice, PlanRequest
 from nybble.results.plans import Plan
 
 MODEL = "gemma-4-31b-qat"

@@ -27,7 +27,7 @@ from nybble.planning.assumptions import Assumption
 from nybble.planning.calibration import Calibration, Decoded, Prefilled, calibrate
 from nybble.planning.interval import Interval
 from nybble.planning.request import PlanRequest
-from nybble.planning.roofline import Experts, weights_of
+from nybble.planning.roofline import Experts, experts_of, weights_of
 
 SCHEMA_VERSION = 1
 MEASURED_ON = "rates were measured on one model and are taken for every model of this machine"
@@ -104,10 +104,10 @@ def calibrate_model(
             last[:] = [text]
             tell(text)
 
-    g = found.geometry
-    experts = Experts(g.experts, g.experts_used) if 0 < g.experts_used <= g.experts else None
-    return calibrate_here(found.path, g, setting, experts=experts, seconds=seconds,
-                          progress=progress)  # fmt: skip
+    return calibrate_here(
+        found.path, found.geometry, setting, experts=experts_of(found.geometry), seconds=seconds,
+        progress=progress,
+    )  # fmt: skip
 
 
 def depths_for(geometry: Geometry) -> tuple[int, int]:

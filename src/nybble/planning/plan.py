@@ -15,8 +15,9 @@ from nybble.models.geometry import Geometry
 from nybble.planning import choose
 from nybble.planning.evidence import Identity, qualities
 from nybble.planning.memory.base import Load, Memory, MemoryModel
+from nybble.planning.memory.cards import GIB
 from nybble.planning.memory.registry import ENGINES, known, memory_model
-from nybble.planning.request import CONTEXTS, GIB, PlanRequest
+from nybble.planning.request import CONTEXTS, PlanRequest
 from nybble.planning.seats import Seats, cards_of
 from nybble.planning.solve import Solver
 from nybble.planning.speed import Speeds

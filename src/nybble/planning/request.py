@@ -12,7 +12,6 @@ from nybble.planning.interval import positive
 CONTEXTS = (8192, 32_768, 131_072)  # tokens; columns of the table, besides the model's own longest
 MOST_CARDS = 1024
 MOST_CONTEXT = 1 << 30
-GIB = 1 << 30
 RESERVE_GIB = 0.5  # of a GPU: a desktop's own, and what an allocator cannot use
 RESERVE_SHARED_GIB = 4.0  # of a memory shared with an operating system and its programs
 

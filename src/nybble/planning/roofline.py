@@ -48,6 +48,12 @@ class Experts:
             )
 
 
+def experts_of(geometry: Geometry) -> Experts | None:
+    """The experts of a mixture whose numbers are known; None for all other models."""
+    total, chosen = geometry.experts, geometry.experts_used
+    return Experts(total, chosen) if 0 < chosen <= total else None
+
+
 @dataclass(frozen=True)
 class Work:
     """What one step moves and computes.

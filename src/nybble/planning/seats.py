@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from nybble.errors import NybbleError
 from nybble.planning.cards import Card, card, change
-from nybble.planning.request import GIB, RESERVE_GIB, RESERVE_SHARED_GIB, CardChoice
+from nybble.planning.memory.cards import GIB
+from nybble.planning.request import RESERVE_GIB, RESERVE_SHARED_GIB, CardChoice
 from nybble.planning.solve import Budget
 
 _TIMES = re.compile(r"(\d+)\s*[x*]\s*(\S.*)")

@@ -13,7 +13,7 @@ from nybble.planning.calibration import Calibration
 from nybble.planning.interval import Interval
 from nybble.planning.memory.registry import known
 from nybble.planning.request import PlanRequest
-from nybble.planning.roofline import Experts
+from nybble.planning.roofline import experts_of
 from nybble.planning.seats import Seats
 from nybble.planning.throughput import Speed, Split, decode, prefill
 from nybble.results.plans import AssumptionRecord, Span
@@ -79,26 +79,20 @@ class Speeds:
         if self.seats is None or self.geometry.weights is None:
             return None
         budget, chosen = self.seats.budget, self.seats.card
-        split = self.split or known(engine).split
+        split, experts = self.split or known(engine).split, experts_of(self.geometry)
         try:
             if kind == "decode":
                 made = decode(self.geometry, setting, chosen, context, sequences=sequences,
-                              cards=budget.cards, split=split, experts=self.experts,
+                              cards=budget.cards, split=split, experts=experts,
                               calibration=self.calibration)  # fmt: skip
             else:
                 made = prefill(self.geometry, setting, chosen, context, cards=budget.cards,
-                               split=split, experts=self.experts,
+                               split=split, experts=experts,
                                calibration=self.calibration)  # fmt: skip
         except NybbleError:  # the card's bandwidth or rate: its note in the plan says so
             return None
         self.used.update({a.name: a for a in made.assumptions})
         return made
-
-    @property
-    def experts(self) -> Experts | None:
-        """Of a mixture whose numbers are known."""
-        g = self.geometry
-        return Experts(g.experts, g.experts_used) if 0 < g.experts_used <= g.experts else None
 
     @property
     def assumptions(self) -> tuple[AssumptionRecord, ...]:
