@@ -53,6 +53,7 @@ class Card:
         memory_from: where `memory_bytes` is read from.
         source: where the rates are read from.
         note: what else to know.
+        sm: NVIDIA compute capability times ten (developer.nvidia.com/cuda-gpus); None for others.
         given: names of the rates above that a user gave in place of `source`'s.
     """
 
@@ -75,6 +76,7 @@ class Card:
     memory_from: str = ""
     source: str = ""
     note: str = ""
+    sm: int | None = None
     given: tuple[str, ...] = ()
 
     def origin(self, rate: str) -> str:
@@ -237,6 +239,7 @@ def _lines() -> tuple[tuple[Card, tuple[str, ...]], ...]:
             memory_from=row["memory_source"],
             source=row["source"],
             note=row["note"],
+            sm=int(row["sm"]) if row["sm"] else None,
         )
         found.append((made, (row["name"], *filter(None, row["aliases"].split(";")))))
     return tuple(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +51,8 @@ class Entry:
         files: published files of weights whose size is known.
         usual: name of the file that is meant where none is named; None for the weights as
             config.json describes them.
+        loads: hub ids of checkpoints in other weight formats, by quant_method, for engines that
+            load no GGUF; published as such, their sizes are not known here.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Entry:
     source: str
     files: tuple[File, ...]
     usual: str | None
+    loads: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def file(self, name: str | None = None) -> File | None:
         """The published file of a name or a label, None for the weights as in config.json.
@@ -140,6 +143,7 @@ def _entries() -> tuple[Entry, ...]:
             source=f"{row['source']}, read {index['read']}",
             files=tuple(File(**file) for file in row["files"]),
             usual=row["usual"],
+            loads=MappingProxyType(row.get("loads", {})),
         )
         for row in index["models"]
     )

@@ -42,7 +42,7 @@ ENGINES: Mapping[str, Known] = MappingProxyType({
     "ollama": Known("ollama", "Ollama", _ALL, "layer", "gguf"),
     "vllm": Known("vllm", "VLLM"),
     "sglang": Known("sglang", "SGLang"),
-    "exllamav3": Known("exllamav3", "ExLlamaV3", ("nvidia", "what-if"), "layer", "exl3"),
+    "exllamav3": Known("exllamav3", "ExLlamaV3", ("nvidia", "amd", "what-if"), "layer", "exl3"),
     "exllamav2": Known("exllamav2", "ExLlamaV2", ("nvidia", "amd", "what-if"), "layer", "exl2"),
     "lmdeploy": Known("lmdeploy", "LMDeploy", ("nvidia", "what-if")),
     "tensorrt-llm": Known("tensorrt_llm", "TensorRTLLM", ("nvidia", "what-if")),
