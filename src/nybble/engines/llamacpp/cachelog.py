@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from nybble.errors import EngineError
 from nybble.formats import KVSetting
 
+# Numbers of a sane length only: a log may be anybody's.
+_MIB = r"\s*(\d{1,9}\.\d{1,3}) MiB"
 _SIZE = re.compile(
-    r"size =\s*([\d.]+) MiB \(\s*(\d+) cells,\s*(\d+) layers,.*?\)"
-    r", K \((\w+)\):\s*([\d.]+) MiB, V \((\w+)\):\s*([\d.]+) MiB"
+    rf"size ={_MIB} \(\s*([1-9]\d{{0,8}}) cells,\s*(\d{{1,5}}) layers,.*?\)"
+    rf", K \((\w{{1,32}})\):{_MIB}, V \((\w{{1,32}})\):{_MIB}"
 )
 _SUBCACHE = re.compile(r"creating\s+(non-SWA|SWA) KV cache")
-_ROTATION = re.compile(r"n_rot_([kv]) = (\d+)")
+_ROTATION = re.compile(r"\bn_rot_([kv]) = (\d{1,6})")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,18 @@ class AppliedCache:
     subcaches: tuple[SubCache, ...]
     rotation_k: int
     rotation_v: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all allocations, by MiB of two decimals."""
+        return round(sum(sub.k_mib + sub.v_mib for sub in self.subcaches) * 2**20)
+
+    def told(self) -> str:
+        """Types, cells, bytes and rotation in words."""
+        parts = [f"{s.k_type}/{s.v_type} in {s.layers} {s.kind} layers ({s.cells:,} cells, "
+                 f"{s.k_mib + s.v_mib:,.2f} MiB)" for s in self.subcaches]  # fmt: skip
+        turned = f"rotated by {self.rotation_k}/{self.rotation_v}"
+        return ", ".join([*parts, turned if self.rotation_k or self.rotation_v else "not rotated"])
 
     def verify(self, setting: KVSetting) -> None:
         """Compare with what was asked for.
