@@ -15,6 +15,7 @@ from nybble.planning.terms import NAMES, Terms
 
 if TYPE_CHECKING:
     from nybble.planning.assumptions import ApiPrice
+    from nybble.planning.measured_load import MeasuredLoad
     from nybble.results.plans import CostComparison
 
 _PATH = click.Path(path_type=Path)
@@ -46,6 +47,8 @@ Examples:
               help="Share of those with requests in work.")  # fmt: skip
 @click.option("--cached", type=float, default=0.0, show_default=True,
               help="Share of prompts that is in the cache.")  # fmt: skip
+@click.option("--measured-load", "loads", multiple=True, metavar="[WAY=]FILE[#RUN]",
+              help="Throughput of a run of nybble bench --save, for a way of --on.")  # fmt: skip
 @click.option("--api", "apis", multiple=True, metavar="NAME", help="Also by this API.")
 @click.option("--api-price", metavar="IN,OUT", help="USD for a million tokens, of another API.")
 @click.option("--file", help="Which published file of a known model.")
@@ -65,6 +68,7 @@ Examples:
 @click.option("--markdown", "form", flag_value="markdown", help="A table to paste on stdout.")
 def cost(
     ways: tuple[str, ...],
+    loads: tuple[str, ...],
     apis: tuple[str, ...],
     api_price: str | None,
     given: tuple[str, ...],
@@ -85,8 +89,10 @@ def cost(
 
     profile = LoadProfile(**{name: options.pop(name) for name in _LOAD})
     prices: list[str | ApiPrice] = [*apis, *([_price(api_price)] if api_price else [])]
+    ways = ways or ("rtx-4090:q8_0/q4_0",)
     request = CostRequest(
-        ways=ways or ("rtx-4090:q8_0/q4_0",),
+        ways=ways,
+        measured=_loads(loads, ways),
         profile=profile,
         terms=Terms(**_terms(given), rent_all_day=rent_all_day),
         apis=tuple(prices),
@@ -102,6 +108,22 @@ def cost(
     if picture is not None:
         click.echo(f"picture: {picture}", err=True)
     return 0
+
+
+def _loads(given: tuple[str, ...], ways: tuple[str, ...]) -> dict[str, MeasuredLoad]:
+    """Load tests by the way they were of; unnamed where there is only one."""
+    from nybble.planning.measured_load import measured_load
+
+    found = {}
+    for text in given:
+        way, _, file = text.partition("=")
+        if way not in ways or not file:
+            way, file = ways[0], text
+            if len(ways) > 1:
+                raise NybbleError("--measured-load names the way that was measured", seen=text,
+                                  allowed=ways, hint=f"--measured-load {way}=FILE")  # fmt: skip
+        found[way] = measured_load(file)
+    return found
 
 
 def _terms(given: tuple[str, ...]) -> dict[str, Interval]:

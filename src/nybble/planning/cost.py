@@ -86,7 +86,8 @@ class Option:
         cards: of one replica.
         sequences: that one replica holds at once.
         decode: tokens/s of one replica with all of them, together.
-        prefill: tokens/s of one replica.
+        prefill: tokens/s of one replica; None where `decode` was measured under the load itself,
+            the reading of the prompts included.
         setting: KV setting, for the tables.
         context: tokens of each sequence that `sequences` was counted for; None if not known.
 
@@ -99,7 +100,7 @@ class Option:
     cards: int
     sequences: int
     decode: Interval
-    prefill: Interval
+    prefill: Interval | None
     setting: str = ""
     context: int | None = None
 
@@ -107,6 +108,8 @@ class Option:
         positive("cards of a replica", self.cards)
         positive("sequences that fit", self.sequences)
         for name, speed in (("decoding", self.decode), ("prefill", self.prefill)):
+            if speed is None:
+                continue
             positive(f"the speed of {name}", speed.low, "tokens/s")
             positive(f"the speed of {name}", speed.high, "tokens/s")
 
@@ -116,6 +119,9 @@ class Option:
         A replica reads prompts and decodes in turn; each answer's share of a step with all
         sequences is 1 / decode seconds a token.
         """
+        if self.prefill is None:
+            out = profile.tokens_out
+            return Interval(out / self.decode.high, out / self.decode.low)
         read = profile.tokens_in * (1 - profile.cached)
         return Interval(
             read / self.prefill.high + profile.tokens_out / self.decode.high,

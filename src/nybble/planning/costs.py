@@ -6,8 +6,8 @@ fast they are, by the same memory models and rooflines as `plan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nybble.errors import NybbleError, nearest
@@ -18,6 +18,7 @@ from nybble.planning.assumptions import API_PRICES, ApiPrice
 from nybble.planning.cards import change
 from nybble.planning.cost import Cost, LoadProfile, Option
 from nybble.planning.interval import Interval
+from nybble.planning.measured_load import MeasuredLoad
 from nybble.planning.memory.base import Load
 from nybble.planning.memory.registry import known, memory_model
 from nybble.planning.plan import quality_of
@@ -64,6 +65,8 @@ class CostRequest:
         reserve_gib: of every card left free; None for the default of `seats`.
         results: folders of measurements, for the quality of each option.
         curve: the same load at other contexts too, for a picture.
+        measured: of an option (one of `ways`, spelled alike), its throughput with this very load,
+            in place of the estimate.
     """
 
     model: str
@@ -78,6 +81,7 @@ class CostRequest:
     reserve_gib: float | None = None
     results: tuple[Path, ...] = ()
     curve: bool = False
+    measured: Mapping[str, MeasuredLoad] = field(default_factory=dict)
 
 
 def cost(request: CostRequest) -> CostComparison:
@@ -85,8 +89,10 @@ def cost(request: CostRequest) -> CostComparison:
 
     Raises:
         NybbleError: the model, a card, an engine, a KV setting or an API is not known; the load
-            is none; or a price that a comparison needs is not known.
+            is none; a price that a comparison needs is not known; or what was measured is of
+            another load.
     """
+    _check(request)
     found = find(request.model, request.file)
     ways = [_way(text, request) for text in request.ways]
     apis = [_api(a) for a in request.apis]
@@ -114,6 +120,18 @@ def cost(request: CostRequest) -> CostComparison:
         break_even=tuple(_break_even(done, apis, request)),
         curve=curve,
     )
+
+
+def _check(request: CostRequest) -> None:
+    """Measured loads are of an option that is compared, and of the load that is priced."""
+    for way, load in request.measured.items():
+        if way not in request.ways:
+            raise NybbleError("a load test is of no option that is compared", seen=way,
+                              allowed=request.ways)  # fmt: skip
+        load.check(request.profile)
+    if request.measured and request.curve:
+        raise NybbleError("a load test is of one context, and the picture is of several",
+                          seen="a measured load", hint="leave out one of the two")  # fmt: skip
 
 
 def _context(profile: LoadProfile) -> int:
@@ -167,14 +185,17 @@ def _costs(
     for way in ways:
         name = f"{way.text}" if ":" in way.text else f"{way.text}:{way.setting}"
         about = {"setting": str(way.setting), "context": _context(profile)}
+        measured = request.measured.get(way.text)
         try:
-            option = _option(found, way, name, profile)
+            option = _option(found, way, name, profile, measured)
             made = sums.compare([option], profile, request.terms)
         except NybbleError as error:
             text = error.what + (f" ({error.seen})" if error.seen else "")
             refused.append((None, CostRecord(name, "refused", refused=text, **about)))  # type: ignore[arg-type]
             continue
         for one in made:
+            if measured is not None:
+                one = replace(one, assumptions=(measured.assumption, *one.assumptions))
             kept = _record(one, str(way.setting), option, quality.get(str(way.setting)))
             done.append((one, kept))
     for price in apis:
@@ -184,8 +205,10 @@ def _costs(
     return done + refused
 
 
-def _option(found: Found, way: Way, name: str, profile: LoadProfile) -> Option:
-    """How many sequences the cards hold, and how fast they are."""
+def _option(
+    found: Found, way: Way, name: str, profile: LoadProfile, measured: MeasuredLoad | None
+) -> Option:
+    """How many sequences the cards hold, and how fast they are or were measured to be."""
     geometry, context = found.geometry, _context(profile)
     if context > geometry.context_length:
         raise NybbleError("the model was not made for such a context", seen=f"{context:,} tokens",
@@ -200,6 +223,12 @@ def _option(found: Found, way: Way, name: str, profile: LoadProfile) -> Option:
         has, needs = way.cards.budget.total, solver.memory(Load(context)).total
         raise NybbleError("one request does not fit",
                           seen=f"{needs / 2**30:.1f} GiB of {has / 2**30:.1f}")  # fmt: skip
+    if measured is not None:
+        if most < measured.concurrency:
+            raise NybbleError("the load test had more requests at once than fit here",
+                              seen=f"{measured.concurrency}, {most} fit")  # fmt: skip
+        return Option(name, way.cards.card, way.cards.budget.cards, measured.concurrency,
+                      measured.rate, None, str(way.setting), context)  # fmt: skip
     held = min(most, profile.users)
     speeds = Speeds(geometry, way.cards)
     middle = round(profile.tokens_in + profile.tokens_out / 2)
