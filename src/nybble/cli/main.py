@@ -22,7 +22,10 @@ _GREEDY = ("--text",)
 
 
 # In the order of the work. Imported when called: a plan takes less time than measuring's imports.
-COMMANDS = ("measure", "plan", "cost", "harden", "calibrate", "doctor", "formats", "completion")
+COMMANDS = (
+    "measure", "plan", "cost", "harden", "calibrate", "engines", "config", "serve", "verify",
+    "bench", "watch", "doctor", "formats", "completion",
+)  # fmt: skip
 
 
 def command(name: str) -> click.Command:
