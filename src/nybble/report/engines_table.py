@@ -15,11 +15,11 @@ def matrix(lines: Sequence[EngineLine]) -> Table:
     """One line an engine."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("engine", "read in", "flag", "KV types", "K and V", "quantized K/V read",
-                 "told by a running server"):  # fmt: skip
+                 "told by"):  # fmt: skip
         table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(line.name, line.version, line.flags, line.types, line.sides, line.read,
-                      line.readback)  # fmt: skip
+                      line.told)  # fmt: skip
     return table
 
 

@@ -15,7 +15,7 @@ class EngineLine:
     types: str
     sides: str
     read: str
-    readback: str
+    told: str
 
 
 @dataclass(frozen=True)

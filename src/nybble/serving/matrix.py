@@ -13,6 +13,7 @@ from nybble.planning.memory.registry import known, memory_model
 from nybble.planning.seats import Seats
 from nybble.results.engines import ChoiceLine, EngineLine
 
+_TOLD = {"api": "its API", "log": "its log only", "echo": "nobody: an echo", "no": "nobody"}
 _ANY = Geometry("any model", "any", (), 1, 1, 1, 1)
 _READ = {"always": "always", "chunks": "after each prefill chunk", "decode": "in decode only"}
 
@@ -23,7 +24,7 @@ def engine_line(engine: Engine) -> EngineLine:
     return EngineLine(
         engine.name, engine.version, engine.flags,
         " ".join(c.name for c in engine.choices),
-        "apart" if engine.sides else "alike", ", ".join(reads), engine.readback,
+        "apart" if engine.sides else "alike", ", ".join(reads), _TOLD[engine.tells],
     )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ FILES = {"shell": "run.sh", "compose": "compose.yaml", "kubernetes": "kubernetes
          "json": "launch.json"}  # fmt: skip
 _INSIDE = "/models"  # where a container sees the model's folder
 _CONFIG = "/config"  # and the engine's own files
-_CACHE = "/root/.cache/huggingface"
 _VARIABLE = re.compile(r"\$([A-Z][A-Z0-9_]*)")
 _GPU = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "intel": "gpu.intel.com/xe"}
 
@@ -78,7 +77,7 @@ def compose(deployed: Deployed) -> dict[str, Any]:
     variables = {name: _interpolated(value) for name, value in launch.env.items()}
     if variables:
         service["environment"] = variables
-    volumes = [f"{mount}:{_INSIDE}:ro"] if mount else [f"huggingface:{_CACHE}"]
+    volumes = [f"{mount}:{_INSIDE}:ro"] if mount else [f"models:{launch.store}"]
     volumes += [f"./{file.name}:{_CONFIG}/{file.name}:ro" for file in launch.files]
     service["volumes"] = volumes
     vendor = asked.hardware.vendor
@@ -94,7 +93,7 @@ def compose(deployed: Deployed) -> dict[str, Any]:
         service["ipc"] = "host"  # the cards' processes exchange tensors in shared memory
     made: dict[str, Any] = {"services": {"nybble": service}}
     if not mount:
-        made["volumes"] = {"huggingface": {}}
+        made["volumes"] = {"models": {}}
     return made
 
 
@@ -124,7 +123,7 @@ def kubernetes(deployed: Deployed) -> list[dict[str, Any]]:
         "startupProbe": {**probe, "periodSeconds": 10, "failureThreshold": 60},
         "livenessProbe": {**probe, "periodSeconds": 20, "timeoutSeconds": 10},
         "readinessProbe": {**probe, "periodSeconds": 5},
-        "volumeMounts": [{"name": "models", "mountPath": _INSIDE if mount else _CACHE}],
+        "volumeMounts": [{"name": "models", "mountPath": _INSIDE if mount else launch.store}],
     }
     resource = _GPU.get(asked.hardware.vendor or "")
     if resource:

@@ -24,6 +24,7 @@ from nybble.models.geometry import Geometry
 # "always": prompts are scored through the quantized cache. "decode": a prefill attends to raw K
 # and V, only later tokens read what is stored. "chunks": raw inside one prefill chunk.
 Read = Literal["always", "chunks", "decode"]
+Tells = Literal["api", "log", "echo", "no"]
 TrapKind = Literal["fallback", "no effect", "slow path", "extra memory", "late refusal", "garbage"]
 
 KEY = "NYBBLE_API_KEY"  # environment variable that carries the key into every launch
@@ -145,6 +146,7 @@ class Launch:
             environment variable, so that no secret is ever in here.
         files: written beside the command.
         image: container image with its tag; empty where the project publishes none.
+        store: folder inside the image where the engine keeps models it finds by name.
         image_command: argument vector inside the image where it differs from `command`.
         health: path that answers 200 once requests are served.
         api: path of the OpenAI-compatible API; empty where there is none.
@@ -155,6 +157,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     files: tuple[ConfigFile, ...] = ()
     image: str = ""
+    store: str = "/root/.cache/huggingface"
     image_command: tuple[str, ...] | None = None
     health: str = "/health"
     api: str = "/v1"
@@ -176,6 +179,8 @@ class Engine(ABC):
         traps: see `Trap`.
         sliding: what becomes of sliding-window layers, in words.
         limits: head sizes, block sizes, families: what is refused whatever the type, in words.
+        tells: who tells the type in effect: "api", "log" (and no API), "echo" (only what was
+            asked for is repeated) or "no".
         readback: how a running server tells the KV type in effect, in words.
         sources: what was read.
     """
@@ -191,6 +196,7 @@ class Engine(ABC):
     traps: tuple[Trap, ...] = ()
     sliding: str = ""
     limits: str = ""
+    tells: Tells = "no"
     readback: str = ""
     sources: tuple[str, ...] = ()
 

@@ -53,6 +53,7 @@ class ExLlamaV2(Engine):
     sliding = "as global ones: all tokens, and the types of the setting"
     limits = ("head sizes must be multiples of 32; K and V of one size in all layers (no MLA, no "
               "recurrent and no shared layers); no CPU; no release since July 2025")  # fmt: skip
+    tells = "echo"
     readback = "TabbyAPI's /v1/model: parameters.cache_mode, after the fallback to FP16"
     sources = (_CACHE, _ATTN, "exllamav2 0.3.2, generator/dynamic.py", _LOAD, tabbyapi.SOURCE)
 

@@ -68,6 +68,7 @@ class ExLlamaV3(Engine):
         "head sizes must be multiples of 32; f16 on one side only is not to be had; AMD: RDNA by "
         "TabbyAPI's wheels, CDNA built from source; no CPU, Metal or Intel"
     )
+    tells = "echo"
     readback = ("TabbyAPI's /v1/model gives parameters.cache_mode, cache_size and max_seq_len, but "
                 "cache_mode is the string that was asked for; what is allocated shows in memory "
                 "only")  # fmt: skip

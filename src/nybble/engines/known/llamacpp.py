@@ -55,12 +55,16 @@ class LlamaCpp(Engine):
              "rotation was on for others", "ggml-org/llama.cpp#21394", until="b8700"),
         Trap("no effect", "--fit shrinks a context that was not given to what fits, and says so "
              "at verbosity 4 only", "b11549, tools/fit-params, common/arg.cpp"),
+        Trap("extra memory", "prompts of past conversations are kept in the host's memory, up to 8 "
+             "GiB (--cache-ram; nybble serve gives 1 GiB), and 32 checkpoints a slot of models "
+             "with sliding or recurrent layers", "b11549, common/common.h cache_ram_mib"),
         Trap("late refusal", "a saved slot or session of another rotation is refused when it is "
              "restored", "b11434, src/llama-kv-cache.cpp"),
     )  # fmt: skip
     sliding = "same types in a shorter cache; states of recurrent layers stay f32"
     limits = ("blocks of 32 must divide every head size; a quantized V needs flash attention; "
               "latents (MLA) take one type for both")  # fmt: skip
+    tells = "log"
     readback = ("no API tells it: log lines of the library (llama_kv_cache: size, n_rot), printed "
                 "at -lv 4 only; /props gives the context and the build")  # fmt: skip
     sources = (_ARG, _FATTN, "b11549, src/llama-context.cpp, src/llama-kv-cache.cpp",

@@ -60,7 +60,8 @@ class LMDeploy(Engine):
     sliding = "as global layers: all tokens are kept unless all layers have one window"
     limits = ("one head shape for all layers; MLA in 16 bits only; CUDA and Ascend cards; cards in "
               "powers of two")  # fmt: skip
-    readback = "no API tells it; see the log (unverified which line)"
+    tells = "log"
+    readback = "no API tells it; CacheConfig(... quant_policy=...) in the log at --log-level INFO"
     sources = (_POLICY, _ENGINE, _ARCHS, "0.18.0, cli/serve.py, cli/utils.py",
                "0.18.0, pytorch/config.py")  # fmt: skip
 

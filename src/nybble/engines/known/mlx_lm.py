@@ -64,6 +64,7 @@ class MlxLm(Engine):
     sliding = "refused when quantized (RotatingKVCache.to_quantized is not implemented)"
     limits = ("head sizes must be multiples of the group, 64; no latents (MLA), no attention "
               "sinks when quantized; no API key")  # fmt: skip
+    tells = "no"
     readback = (
         "no API tells it; memory, and log-probabilities against a server without --kv-bits; "
         "/v1/models is cut off where there is no Hugging Face cache folder"

@@ -61,6 +61,7 @@ class Ollama(Engine):
         "one type for K and V and for all models (ollama/ollama#8332, #10794, #16245); GGUF only; "
         "blocks of 32 must divide every head size; no API key (#1053, #16254)"
     )
+    tells = "log"
     readback = ('no API tells it; its log has the whole command line ("starting llama-server", '
                 "--cache-type-k) and llama.cpp's own size lines, which --log-verbosity 4 "
                 "prints")  # fmt: skip
@@ -139,7 +140,7 @@ class Ollama(Engine):
         return Launch(
             ("ollama", "serve"), env, files=(ConfigFile("Modelfile", text),),
             image=_IMAGES.get(asked.hardware.vendor or "", "ollama/ollama:latest"),
-            image_command=("serve",),  # the entry point is ollama itself
+            store="/root/.ollama", image_command=("serve",),  # the entry point is ollama itself
             health="/api/version", notes=notes,
         )  # fmt: skip
 

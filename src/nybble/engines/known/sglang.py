@@ -76,6 +76,7 @@ class SGLang(Engine):
     sliding = ("a pool of their own for some families (Gemma 4, gpt-oss, Llama 4 ...), without "
                "FP4; other models keep all tokens in every layer")  # fmt: skip
     limits = "FP4: blocks of 16, K and V heads alike, no sliding pool; nvfp4 not for MLA"
+    tells = "log"
     readback = ("/server_info: resolved arguments; log: \"KV Cache is allocated. dtype: ..., "
                 "#tokens: N, K size: ... GB, V size: ... GB\"")  # fmt: skip
     sources = (_FIELDS, _HOOK, _DTYPE, _BACKEND, "0.5.23, srt/configs/model_config.py",

@@ -93,6 +93,7 @@ def launch(
     words = ("main.py", "--config", FILE)
     return Launch(
         ("python", *words), files=(config(asked, cache_mode, backend),), image=image,
-        image_command=words if image else None,  # the image's entry point is python3
+        store="/app/models",
+        image_command=words if image else None,  # the entry point is python3
         notes=tuple(said),
     )  # fmt: skip

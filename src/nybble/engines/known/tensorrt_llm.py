@@ -59,7 +59,9 @@ class TensorRTLLM(Engine):
     sliding = "one type for all layers; max_attention_window lists windows"
     limits = ("blocks of 32 tokens; nvfp4: blocks of 16 elements, not for MLA; one type for all "
               "layers (per-layer types: PR #13695, open)")  # fmt: skip
-    readback = "no API or log line was found that tells the type (unverified)"
+    tells = "echo"
+    readback = ("no API tells it; the log repeats kv_cache_dtype of its configuration (a published "
+                "1.1.0rc3 log; unverified for newer)")  # fmt: skip
     sources = (_PAGE, _ARGS, _SERVE, _XQA, "NVIDIA/TensorRT-LLM#9950")
 
     def refuse(self, asked: Deployment) -> None:

@@ -68,6 +68,7 @@ class Transformers(Engine):
         "full attention in every layer; head sizes must be multiples of the group, 64; quanto has "
         "2 and 4 bits, hqq 1, 2, 3, 4 and 8; up to 127 of the last tokens stay raw"
     )
+    tells = "no"
     readback = "in process: type(past_key_values); transformers serve tells nothing"
     sources = (_CACHE, _SERVE, _REQUEST, "transformers 5.23.0, generation/utils.py")
 

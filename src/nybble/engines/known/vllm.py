@@ -122,6 +122,7 @@ class VLLM(Engine):
                "freed past the window")  # fmt: skip
     limits = ("MLA: 16 bits or fp8_e4m3; nvfp4: K and V heads alike, 128 or more; CPU: head sizes "
               "32 to 512 from a list, fp8 at most")  # fmt: skip
+    tells = "echo"
     readback = ("/metrics: vllm:cache_config_info with cache_dtype and kv_cache_size_tokens; log: "
                 "\"GPU KV cache size: N tokens\" (\"CPU ...\" on a CPU)")  # fmt: skip
     sources = (_DTYPE, _BACKENDS, _TURBO_PAGE, "0.33.0, platforms/cpu.py, cuda.py, xpu.py, rocm.py",
