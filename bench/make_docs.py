@@ -13,9 +13,11 @@ import click
 
 from nybble.cli.formats import HELP
 from nybble.cli.main import COMMANDS, command
+from nybble.engines.known.registry import engines
 from nybble.formats import ALIASES, KV_TYPES
 from nybble.formats.reads import Reads
 from nybble.scoring.corpora import CATEGORIES
+from nybble.serving.matrix import choice_lines, engine_line, notes
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -46,10 +48,49 @@ def pages() -> dict[str, str]:
     lines += [f"- `{name}` is `{meaning}`" for name, meaning in ALIASES.items()]
     lines += ["", "## Settings", "", "```", HELP.strip(), "```"]
     found["formats.md"] = "\n".join(lines) + "\n"
+    found["engines.md"] = _engines()
     lines = ["# Corpora", "", "| category | what | source | licence |", "|---|---|---|---|"]
     lines += [f"| {c.name} | {c.title} | {c.source} | {c.licence} |" for c in CATEGORIES.values()]
     found["corpora.md"] = "\n".join(lines) + "\n"
     return found
+
+
+def _engines() -> str:
+    lines = [
+        "# What engines take, refuse and fake",
+        "",
+        "Read in their sources; version and date stand with each. `nybble engines NAME --model",
+        "M --gpu CARD` holds it against a model and a card, `nybble watch` tells what came after,",
+        "`nybble engines --probe` what is installed here.",
+        "",
+        "| engine | read in | flag | KV types | K and V | quantized K and V are read | told by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    every = list(engines())
+    for line in map(engine_line, every):
+        cells = (f"[{line.name}](#{_anchor(line.name)})", line.version, f"`{line.flags}`",
+                 line.types, line.sides, line.read, line.told)  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    for engine in every:
+        lines += ["", f"## {engine.name}", "",
+                  f"{engine.version}, read {engine.read_on}. {_sentence(engine.limits)}", ""]  # fmt: skip
+        lines += [
+            "| value | KV setting | bits | read | needs | source |",
+            "|---|---|--:|---|---|---|",
+        ]
+        for c in choice_lines(engine, None, None, None):
+            bits = "" if c.bits is None else f"{c.bits:.4g}"
+            lines.append(f"| `{c.name}` | {c.kv} | {bits} | {c.read} | {c.needs} | {c.source} |")
+        lines += ["", *(f"- {text}" for text in notes(engine, None, None, None))]
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(name: str) -> str:
+    return name.replace(".", "")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "." if text else ""
 
 
 def _reads(reads: Reads) -> str:

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from nybble.scoring.calibrate import Calibrated, calibrate
     from nybble.scoring.measure import Result, measure, plan_cells
     from nybble.scoring.request import MeasureRequest
+    from nybble.serving.deploy import DeployRequest, deploy
+    from nybble.serving.serve import ServeRequest, serve
+    from nybble.serving.verify import VerifyRequest, verify
 
 __all__ = [
     "Calibrated",
     "CardChoice",
     "CostComparison",
     "CostRequest",
+    "DeployRequest",
     "EngineError",
     "HardenRequest",
     "KVSetting",
@@ -39,14 +43,19 @@ __all__ = [
     "Plan",
     "PlanRequest",
     "Result",
+    "ServeRequest",
+    "VerifyRequest",
     "__version__",
     "calibrate",
     "cost",
+    "deploy",
     "harden",
     "measure",
     "parse_setting",
     "plan",
     "plan_cells",
+    "serve",
+    "verify",
 ]
 
 # Imported when first asked for: child processes and short commands need little of it.
@@ -55,6 +64,7 @@ _PLACES = {
     "CardChoice": "planning.request",
     "CostComparison": "results.plans",
     "CostRequest": "planning.costs",
+    "DeployRequest": "serving.deploy",
     "EngineError": "errors",
     "HardenRequest": "hardening.harden",
     "KVSetting": "formats.setting",
@@ -65,13 +75,18 @@ _PLACES = {
     "Plan": "results.plans",
     "PlanRequest": "planning.request",
     "Result": "scoring.measure",
+    "ServeRequest": "serving.serve",
+    "VerifyRequest": "serving.verify",
     "calibrate": "scoring.calibrate",
     "cost": "planning.costs",
+    "deploy": "serving.deploy",
     "harden": "hardening.harden",
     "measure": "scoring.measure",
     "parse_setting": "formats.setting",
     "plan": "planning.plan",
     "plan_cells": "scoring.measure",
+    "serve": "serving.serve",
+    "verify": "serving.verify",
 }
 
 

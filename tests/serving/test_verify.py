@@ -148,6 +148,8 @@ def test_a_log_that_is_not_there(server: Server, tmp_path: Path) -> None:
 def test_an_echo_proves_nothing() -> None:
     echo = tuple(Check(n, "Q4", "Q4", "", "echo") for n in ("K type", "V type"))
     assert judge(echo)[0] == "unproven"
+    sized = (*echo, Check("bytes a token", "144", "144", "", "ok"))
+    assert judge(sized) == ("confirmed", "a token takes the 144 bytes of Q4/Q4")
     ok = tuple(Check(n, "q4_0", "q4_0", "", "ok") for n in ("K type", "V type"))
     assert judge(ok)[0] == "confirmed"
     assert judge((*ok, Check("behaviour", state="broken")))[0] == "broken"

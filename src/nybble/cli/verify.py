@@ -30,7 +30,9 @@ Examples:
 @click.argument("target", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--kv", metavar="K/V", help="Asked for.  [default: as nybble serve or ps tell]")
 @click.option("--engine", help="Name.  [default: recognised]")
-@click.option("--model", type=_PATH, metavar="FILE", help="The GGUF it runs, to compare with.")
+@click.option(
+    "--model", type=_PATH, metavar="PATH", help="The GGUF or folder it runs, to compare with."
+)
 @click.option("--log", type=_PATH, metavar="FILE", help="The server's output.")
 @click.option("--slots", type=_PATH, metavar="FOLDER", help="Where llama-server saves slots.")
 @click.option("--reference", metavar="URL", help="A server of this model with a 16-bit cache.")

@@ -77,6 +77,11 @@ def judge(checks: tuple[Check, ...]) -> tuple[Outcome, str]:
     if len(proven) == 2:
         k, v = ((c.observed or c.reported) for c in proven)
         return "confirmed", f"{k}/{v} is in effect"
+    size = next((c for c in checks if c.name == "bytes a token" and c.state == "ok"), None)
+    if size is not None and any(c.asked for c in types):
+        # What an allocator counts is no echo of the flag.
+        k, v = (c.asked for c in types)
+        return "confirmed", f"a token takes the {size.observed or size.reported} bytes of {k}/{v}"
     if any(c.state == "echo" for c in types):
         return "unproven", "the server only repeats the type it was asked for"
     return "unproven", "neither the server nor its log tells the KV type"

@@ -54,8 +54,8 @@ class Probe:
         vocabulary: entries; None where the server does not tell.
         read: how the cache was read, in words.
         match: against the settings a file here was decoded in; None without the file.
-        drift: mean KL divergence in nat against another server, over the tokens both tell; None
-            without one.
+        drift: mean absolute difference of the tokens' log-probabilities (nat) from those of
+            another server; None without one.
     """
 
     nll: float
@@ -106,7 +106,8 @@ def probe(
     if reference is not None:
         other = connect(engine, reference, timeout)
         other.identity()
-        found = replace(found, drift=_divergence(_scored(other, ids), scores))
+        gaps = np.abs(_scored(other, ids).true - scores.true)
+        found = replace(found, drift=float(np.mean(np.where(np.isfinite(gaps), gaps, np.inf))))
     if isinstance(server, LlamaCppServer) and model is not None:
         found = replace(found, match=_match(server, model, ids, settings))
     return found
@@ -148,21 +149,3 @@ def _match(
         dict.fromkeys([*(s for s in asked if s.llamacpp), *map(parse, fingerprint.USUAL)])
     )
     return fingerprint.match(model, [*ids, *tokens[:-1]], told, settings, threads=usable_cpus())
-
-
-def _divergence(p: Scores, q: Scores) -> float:
-    """Mean KL divergence over the tokens both tell, the rest of the mass taken as one token.
-
-    A lower bound of the full-vocabulary divergence, by the data processing inequality.
-    """
-    total = 0.0
-    for i in range(len(p.true)):
-        theirs = dict(zip(map(int, q.ids[i]), map(float, q.logps[i]), strict=True))
-        own = zip(map(int, p.ids[i]), map(float, p.logps[i]), strict=True)
-        both = [(x, theirs[t]) for t, x in own if t >= 0 and t in theirs]
-        pairs = [(a, b) for a, b in both if math.isfinite(a) and math.isfinite(b)]
-        kept = sum(math.exp(a) * (a - b) for a, b in pairs)
-        rest_p = max(1 - sum(math.exp(a) for a, _ in pairs), 1e-9)
-        rest_q = max(1 - sum(math.exp(b) for _, b in pairs), 1e-9)
-        total += kept + rest_p * math.log(rest_p / rest_q)
-    return total / len(p.true)
