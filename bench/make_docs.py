@@ -72,8 +72,8 @@ def _engines() -> str:
                  line.types, line.sides, line.read, line.told)  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     for engine in every:
-        lines += ["", f"## {engine.name}", "",
-                  f"{engine.version}, read {engine.read_on}. {_sentence(engine.limits)}", ""]  # fmt: skip
+        about = f"{engine.version}, read {engine.read_on}. {_sentence(engine.limits)}"
+        lines += ["", f"## {engine.name}", "", about, ""]
         lines += [
             "| value | KV setting | bits | read | needs | source |",
             "|---|---|--:|---|---|---|",

@@ -27,7 +27,7 @@ from nybble.engines.llamacpp import model
 from nybble.errors import EngineError
 from nybble.formats import parse
 from nybble.scoring import worker
-from nybble.scoring.serve import serve
+from nybble.engines.worker import serve
 
 make, score = model.Model.context, model.Context.score
 calls = [0]

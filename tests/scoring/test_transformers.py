@@ -387,7 +387,7 @@ class TestTwoModels:
 
 CRASH = """
 import os, sys
-from nybble.scoring.serve import serve
+from nybble.engines.worker import serve
 from nybble.scoring.torch_worker import TorchWorker
 
 stores = TorchWorker._stores

@@ -172,14 +172,7 @@ def _rates_of(
 def _show(found: LoadReport, form: str | None) -> None:
     from nybble.report import load_table as table
 
-    if form == "json":
-        import json
-
-        click.echo(json.dumps(found.as_dict(), indent=1))
-        return
-    if form:
-        text = table.csv_text(found) if form == "csv" else table.markdown(found)
-        click.echo(text.rstrip("\n"))
+    if console.shown(found, form, table):
         return
     out = console.out()
     out.print(table.heading(found), style="bold", markup=False, highlight=False)

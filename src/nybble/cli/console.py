@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,6 +37,22 @@ def err() -> Console:
 def names(value: str | None) -> tuple[str, ...] | None:
     """The parts of an option with commas."""
     return None if value is None else tuple(v.strip() for v in value.split(",") if v.strip())
+
+
+def shown(found: Any, form: str | None, table: Any) -> bool:
+    """Print a record as JSON, CSV or Markdown; False where no such form was asked for.
+
+    Args:
+        found: with `as_dict`.
+        form: "json", "csv", "markdown" or None.
+        table: the report's module for such records, with `csv_text` and `markdown`.
+    """
+    if form == "json":
+        click.echo(json.dumps(found.as_dict(), indent=1))
+    elif form:
+        text = table.csv_text(found) if form == "csv" else table.markdown(found)
+        click.echo(text.rstrip("\n"))
+    return form is not None
 
 
 class BarProgress:

@@ -162,14 +162,7 @@ def _price(text: str) -> ApiPrice:
 def _show(found: CostComparison, explain: bool, form: str | None) -> None:
     from nybble.report import cost_table as table
 
-    if form == "json":
-        import json
-
-        click.echo(json.dumps(found.as_dict(), indent=1))
-        return
-    if form:
-        text = table.csv_text(found) if form == "csv" else table.markdown(found)
-        click.echo(text.rstrip("\n"))
+    if console.shown(found, form, table):
         return
     out = console.out()
     out.print(table.heading(found), style="bold", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""The request loop of a scoring child: reads frames from stdin, answers on stdout."""
+"""The request loop of an engine's child: reads frames from stdin, answers on stdout."""
 
 from __future__ import annotations
 

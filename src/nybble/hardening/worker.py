@@ -9,8 +9,8 @@ import numpy as np
 from nybble.engines.child import Frame
 from nybble.engines.llamacpp.model import Model
 from nybble.engines.llamacpp.observe import observe
+from nybble.engines.worker import BaseWorker, serve
 from nybble.formats.energies import pack
-from nybble.scoring.serve import BaseWorker, serve
 
 
 class Worker(BaseWorker):

@@ -30,6 +30,7 @@ from nybble.engines.transformers.load import load  # noqa: E402
 from nybble.engines.transformers.model import TorchModel  # noqa: E402
 from nybble.engines.transformers.observe import observe  # noqa: E402
 from nybble.engines.transformers.tokenizer import tokenizer  # noqa: E402
+from nybble.engines.worker import BaseWorker, serve  # noqa: E402
 from nybble.errors import EngineError  # noqa: E402
 from nybble.formats import KVSetting, check_head_size, parse  # noqa: E402
 from nybble.formats.calibration import Calibration  # noqa: E402
@@ -39,7 +40,6 @@ from nybble.models.checkpoint import resolve  # noqa: E402
 from nybble.scoring.compare import Rows  # noqa: E402
 from nybble.scoring.compare_torch import TorchReference  # noqa: E402
 from nybble.scoring.pieces import chunks  # noqa: E402
-from nybble.scoring.serve import BaseWorker, serve  # noqa: E402
 
 BATCH_TOKENS = {"cpu": 16_384, "cuda": 65_536}  # tokens of all lanes in one pass
 LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}  # of one block of positions, for one lane

@@ -16,10 +16,10 @@ from nybble.engines.llamacpp.ffi import engine_info
 from nybble.engines.llamacpp.floatcopy import write_float_copy
 from nybble.engines.llamacpp.layout import CacheProbe
 from nybble.engines.llamacpp.model import Context, Model
+from nybble.engines.worker import BaseWorker, serve
 from nybble.formats import parse
 from nybble.scoring.lockstep import Comparison, block_rows, score_chunk
 from nybble.scoring.pieces import chunks
-from nybble.scoring.serve import BaseWorker, serve
 
 MAX_PARALLEL = 4  # lanes at one time; more only wait for memory bandwidth
 

@@ -302,7 +302,7 @@ class TestChild:
         """In the middle of decoding, as a failed assertion of ggml would."""
         body = (
             "import os\nfrom nybble.engines.llamacpp import speed\n"
-            "speed._Lane.step = lambda self, ids: os.abort()\nspeed._main()\n"
+            "speed._Lane.step = lambda self, ids: os.abort()\nspeed.serve(speed._Worker)\n"
         )
         self.toy(tmp_path, monkeypatch, body)
         with pytest.raises(EngineCrashError, match="SIGABRT") as error:

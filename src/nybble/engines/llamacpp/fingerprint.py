@@ -8,8 +8,6 @@ moves them by far more than another machine does. Runs in a child process, `pyth
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from nybble.engines.child import EngineProcess, Frame, error_header, read_frame, write_frame
+from nybble.engines.child import EngineProcess, Frame
 from nybble.engines.llamacpp.model import Model
+from nybble.engines.worker import BaseWorker, serve
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, parse
 
@@ -110,23 +109,10 @@ def _answer(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     return {"found": found}
 
 
-def _main() -> None:
-    """Answer one request on stdin."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # the engine may print to stdout
-    request = read_frame(sys.stdin.buffer)
-    if request is None:
-        return
-
-    def tell(stage: str) -> None:
-        write_frame(out, Frame({"event": True, "stage": stage}))
-
-    try:
-        reply = Frame(_answer(request.header, tell))
-    except NybbleError as error:
-        reply = Frame(error_header(error))
-    write_frame(out, reply)
+class _Worker(BaseWorker):
+    def do_match(self, request: Frame) -> Frame:
+        return Frame(_answer(request.header, lambda name: self.event(stage=name)))
 
 
 if __name__ == "__main__":
-    _main()
+    serve(_Worker)

@@ -10,9 +10,7 @@ experts again and again.
 from __future__ import annotations
 
 import math
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -22,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from nybble.engines.child import EngineProcess, Frame, error_header, read_frame, write_frame
+from nybble.engines.child import EngineProcess, Frame
 from nybble.engines.llamacpp.ffi import PINNED, engine_identity, own_library
 from nybble.engines.llamacpp.model import UBATCH, Context, Model
+from nybble.engines.worker import BaseWorker, serve
 from nybble.errors import EngineError, NybbleError
 from nybble.formats import KVSetting, parse
 
@@ -339,24 +338,12 @@ def _answer(request: dict[str, Any], tell: Progress) -> dict[str, Any]:
     return {"engine": engine, "depths": depths, "complete": complete}
 
 
-def _main() -> None:
-    """Answer one request on stdin."""
-    # The engine may print to stdout; keep the frames on a descriptor of their own.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    request = read_frame(sys.stdin.buffer)
-    if request is None:
-        return
-
-    def tell(stage: str, done: float) -> None:
-        write_frame(out, Frame({"event": True, "stage": stage, "done": done}))
-
-    try:
-        reply = Frame(_answer(request.header, tell))
-    except NybbleError as error:
-        reply = Frame(error_header(error))
-    write_frame(out, reply)
+class _Worker(BaseWorker):
+    def do_speed(self, request: Frame) -> Frame:
+        return Frame(
+            _answer(request.header, lambda stage, done: self.event(stage=stage, done=done))
+        )
 
 
 if __name__ == "__main__":
-    _main()
+    serve(_Worker)
