@@ -8,18 +8,21 @@ from typing import Any
 import click
 
 from nybble.cli import console
+from nybble.engines.server.http import check_url
 from nybble.environment import command_line
 from nybble.errors import NybbleError
-from nybble.formats import expand
+from nybble.formats import KVSetting, expand, parse
 from nybble.scoring.corpora import CATEGORIES
 from nybble.scoring.measure import PlannedCell, Result, plan_cells
 from nybble.scoring.measure import measure as run_measure
 from nybble.scoring.request import (
     DEFAULT_CONTEXT,
     DEFAULT_SETTINGS,
+    DEFAULT_TOP_K,
     DEVICES,
     ENGINES,
     FRAMINGS,
+    SERVED,
     VIAS,
     WEIGHTS,
     MeasureRequest,
@@ -34,6 +37,8 @@ Examples:
   nybble measure model.gguf --context 2048,8192 --documents 8
   nybble measure model.gguf --text notes/*.txt --fail-over 0.02
   nybble measure qat.gguf --against base.gguf --kv q4_0/q4_0
+  nybble measure MODEL --engine vllm --url f16/f16=http://127.0.0.1:8000 \\
+      --url fp8_e4m3/fp8_e4m3=http://127.0.0.1:8001     through running servers
 """
 
 
@@ -48,6 +53,17 @@ def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> 
             seen=value,
             hint=f"{param.opts[0]} 1024,8192",
         ) from error
+
+
+def _urls(values: tuple[str, ...]) -> tuple[tuple[KVSetting, str], ...]:
+    found = []
+    for value in values:
+        setting, equals, url = value.partition("=")
+        if not (equals and setting.strip() and url.strip()):
+            raise NybbleError("--url takes a KV setting and an address", seen=value,
+                              hint="--url f16/f16=http://127.0.0.1:8000")  # fmt: skip
+        found.append((parse(setting), check_url(url)))
+    return tuple(found)
 
 
 def _rotations(value: str) -> tuple[bool, ...]:
@@ -81,6 +97,15 @@ def _rotations(value: str) -> tuple[bool, ...]:
               help=f"{', '.join(WEIGHTS)}: what quantized weights are scored as.")  # fmt: skip
 @click.option("--engine", default="auto", show_default=True,
               help=f"{', '.join(ENGINES)}: auto is llama.cpp for what it can do.")  # fmt: skip
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    metavar="SETTING=URL",
+    help=f"A running server with this setting ({', '.join(SERVED)}); one is 16-bit.",
+)
+@click.option("--top-k", type=int, default=DEFAULT_TOP_K, show_default=True,
+              help="Tokens of each position that servers are asked for.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True,
               help=f"{', '.join(DEVICES)}: where transformers runs.")  # fmt: skip
 @click.option("--calibration", type=_PATH, help="Statistics of the model.  [default: beside it]")
@@ -110,6 +135,7 @@ def measure(
     dry_run: bool,
     form: str | None,
     quiet: bool,
+    urls: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Measure what KV settings cost in quality on MODEL.
@@ -117,15 +143,22 @@ def measure(
     MODEL is a GGUF, a folder with safetensors, or a hub id in the local cache; the demo model
     without one. Every setting is compared token by token with a 16-bit cache on the same weights,
     over the full vocabulary: in llama.cpp itself where it has the types, else simulated bit for
-    bit in transformers. The same command again continues where it stopped.
+    bit in transformers. The same command again continues where it stopped. With --url, running
+    servers are scored by the top tokens that they tell: a lower bound, and marked so.
     """
     rotations = _rotations(rotation)
     if fail_over is not None and not fail_over >= 0:
         raise NybbleError("--fail-over is a mean KLD in nat", seen=fail_over, allowed="0 or more")
+    if urls and (kv, k, v) != (None, None, None):
+        raise NybbleError("the settings of --url are measured", seen="--kv, --k or --v with --url",
+                          hint="leave them out")  # fmt: skip
     if (kv, k, v) == (None, None, None):
         kv = ",".join(DEFAULT_SETTINGS)
+    served = _urls(urls)
+    settings = [s for s, _ in served] or expand(kv, k, v, rotations)
     request = MeasureRequest(
-        settings=tuple(expand(kv, k, v, rotations)),
+        settings=tuple(settings),
+        urls=served,
         contexts=context or (DEFAULT_CONTEXT,),
         categories=console.names(categories),
         command=command_line(),

@@ -76,6 +76,8 @@ def _rows(
         mean = row.metrics.get("mean_kld")
         if row.role != "candidate" or row.status != "done" or mean is None:
             continue
+        if row.served is not None:
+            continue  # a lower bound does not say that a setting is within a limit
         measured = models.get(row.model)
         # A model against another one's 16-bit cache says what the model costs, not its cache.
         if measured is None or row.reference != row.model or measured.architecture not in known:

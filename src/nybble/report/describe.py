@@ -62,6 +62,7 @@ def engine(m: Measurement, short: bool = False) -> str:
     version, via = m.versions.get(name), m.protocol.get("via")
     line = f"{name} {fmt.clean(version, 40)}" if version and not short else name
     line += " (simulated caches)" if view.simulated(m) else ""
+    line += " (through a server, top-k)" if any(r.served for r in m.rows) else ""
     return f"{line} via {fmt.clean(via, 60)}" if via and not short else line
 
 

@@ -20,6 +20,8 @@ def csv_text(m: Measurement) -> str:
     ).split()
     places = ("of", "layer", "side", "head")
     head = ["model_name", *plain, "verdict", "reason", "error", "part_of", *places[1:]]
+    served = ("engine", "version", "top_k", "read", "reported")
+    head += [f"served_{name}" for name in served] if any(r.served for r in m.rows) else []
     head += [n + end for n in metrics for end in ("", "_low", "_high")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -30,6 +32,8 @@ def csv_text(m: Measurement) -> str:
         line += [_safe(row.verdict.label), _safe(row.verdict.reason)] if row.verdict else ["", ""]
         line.append(_safe(row.error or ""))
         line += [_safe(getattr(row.part, name)) if row.part else "" for name in places]
+        if f"served_{served[0]}" in head:
+            line += [_safe(getattr(row.served, name)) if row.served else "" for name in served]
         for name in metrics:
             found = row.metrics.get(name)
             line += [found.value, found.low, found.high] if found else ["", "", ""]

@@ -48,13 +48,13 @@ def _value(row: Row, name: str) -> float | None:
 
 
 def setting(row: Row) -> str:
-    """A row's KV setting, with the role where it is no candidate, starred when simulated."""
+    """A row's KV setting, with its role where it is no candidate; * simulated, † by a server."""
     text = fmt.setting(row.setting)
     if row.role == "floor":
         text = f"{text} (noise floor)"
     elif row.role == "identity":
         text = f"{text} (identity)"
-    return f"{text} *" if row.simulated else text
+    return f"{text} *" if row.simulated else f"{text} †" if row.served else text
 
 
 def short_setting(row: Row) -> str:

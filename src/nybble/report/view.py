@@ -174,6 +174,7 @@ def notes(m: Measurement) -> list[str]:
         found.append("No intervals were computed.")
     if any(r.simulated for r in m.rows):
         found.append(_simulated_note(m))
+    found += _served_notes(m)
     for row in m.rows:
         if row.n_nonfinite:
             found.append(
@@ -203,6 +204,26 @@ def _simulated_note(m: Measurement) -> str:
         "* simulated: K and V went through the type's real bytes and back inside the model; no "
         f"engine's packed cache was used. Cache sizes are what the type's bytes come to{sizes}."
     )
+
+
+def _served_notes(m: Measurement) -> list[str]:
+    """That KLDs are lower bounds, how the cache was read, and what is left open."""
+    served = dict.fromkeys(r.served for r in m.rows if r.served and r.metrics)
+    found = [
+        f"† top-k, lower bound: the top {s.top_k:,} tokens as {fmt.clean(s.engine, 40)} "
+        f"{fmt.clean(s.version, 40)} tells them over HTTP; read by {fmt.clean(s.read, 120)}."
+        for s in served
+    ]
+    for row in m.rows:
+        high, tail = row.metrics.get("mean_kld_high"), row.metrics.get("tail_mass")
+        if row.role == "candidate" and high is not None and tail is not None:
+            found.append(
+                f"{fmt.setting(row.setting)} at {fmt.count(row.context)}: mean KLD from "
+                f"{fmt.kld(row.metrics['mean_kld'].value)} to {fmt.kld(high.value)} if no other "
+                f"token lost more than the worst compared one; {fmt.percent(tail.value)} of the "
+                "reference's probability was compared as a lump."
+            )
+    return found
 
 
 def _order(row: Row) -> tuple[bool, float, float, str]:

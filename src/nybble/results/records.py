@@ -69,6 +69,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Served:
+    """How a row was scored through a server: from its top-k log-probabilities.
+
+    KLD metrics of such a row are lower bounds of the full vocabulary's; the KV types are those
+    asked for.
+
+    Attributes:
+        engine: for example "vllm".
+        version: as the server tells it.
+        top_k: most likely tokens compared at each position.
+        read: how the cache was read, in words.
+        reported: KV type that the server itself reports; empty where it reports none.
+    """
+
+    engine: str
+    version: str
+    top_k: int
+    read: str
+    reported: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
     """One KV setting at one context length, compared with one reference.
 
@@ -99,6 +121,8 @@ class Row:
         error: why it failed.
         simulated: whether bytes were only simulated; False where they are really packed.
         part: which layer, side and head a row of role "part" is about.
+        served: how it was scored through a server; None where logits of the full vocabulary were
+            compared.
     """
 
     setting: str
@@ -125,6 +149,7 @@ class Row:
     error: str | None = None
     simulated: bool = False
     part: Part | None = None
+    served: Served | None = None
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,12 @@ class RunStore:
 
     Args:
         folder: created if missing.
+        cells: name of the folder in it that the cells are in.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cells: str = "rows") -> None:
         self.folder = folder
-        self._rows = folder / "rows"
+        self._rows = folder / cells
         with disk_errors(folder):
             self._rows.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(folder / ".lock", blocking=False)
@@ -190,7 +191,7 @@ class RunStore:
                 columns = db.execute(query).fetchnumpy()
         except duckdb.Error:
             return None
-        rows = np.empty(len(columns["kld"]), dtype=dtype)
+        rows = np.empty(len(next(iter(columns.values()))), dtype=dtype)
         for field in dtype.names or ():
             rows[field] = np.ma.filled(columns[field], np.nan)
         return rows

@@ -13,9 +13,9 @@ from nybble.scoring.cells import Series, applies
 from nybble.scoring.chunks import Chunk
 from nybble.scoring.prepare import Sizes
 from nybble.scoring.request import MeasureRequest
-from nybble.scoring.run import CellRunner, Outcome
-from nybble.scoring.statistics import Sample, ScoredChunk, metrics, slice_metrics
-from nybble.scoring.verdict import Limit, judge, order_warnings
+from nybble.scoring.run import Outcome, Runner
+from nybble.scoring.statistics import Sample, ScoredChunk, metrics, open_metrics, slice_metrics
+from nybble.scoring.verdict import Limit, judge, judge_between, order_warnings
 
 POSITION_SLICES = 8
 
@@ -32,7 +32,7 @@ class Collector:
 
     def __init__(
         self,
-        runner: CellRunner,
+        runner: Runner,
         request: MeasureRequest,
         sizes: Sizes,
         limits: Mapping[str, Limit],
@@ -70,6 +70,7 @@ class Collector:
             cache_bytes_at={str(c): b for c, b in sorted(size.total.items())},
             simulated=self._runner.simulated,
             part=series.part,
+            served=self._runner.served(series, chunks),
         )  # fmt: skip
         scored = []
         for chunk in chunks:
@@ -93,7 +94,11 @@ class Collector:
             return _replace(base, status="failed", error=failure), None
         found = metrics(sample)
         judged = None
-        if series.role == "candidate" and series.lane.model == series.reference:
+        own = series.role == "candidate" and series.lane.model == series.reference
+        if base.served is not None:
+            found, high = open_metrics(sample, found)
+            judged = judge_between(found, high, self._limits) if own else None
+        elif own:
             judged = judge(found, self._limits)
         row = _replace(
             base,
@@ -148,9 +153,17 @@ def _guard_warnings(rows: Sequence[Row]) -> list[str]:
         kld = row.metrics["mean_kld"].value
         if row.role == "identity" and row.metrics["max_kld"].value != 0:
             found.append(
-                f"identity is not exact at context {row.context:,}: f16 against itself gives KLD "
-                f"up to {row.metrics['max_kld'].value:.2g}; this engine build is not deterministic"
-            )
+                f"identity is not exact at context {row.context:,}: {row.setting.split('/')[0]} "
+                f"against itself gives KLD up to {row.metrics['max_kld'].value:.2g}; "
+                + ("the server is not deterministic, and this is the floor of all its rows"
+                   if row.served else "this engine build is not deterministic")
+            )  # fmt: skip
+            if row.served:
+                floors.setdefault(row.model, row.metrics["mean_kld"])
+    for row in rows:
+        if row.status == "failed":
+            continue
+        kld = row.metrics["mean_kld"].value
         floor = floors.get(row.model)
         quantized = row.role == "candidate" and parse(row.setting).quantized
         if quantized and floor is not None and kld < 2 * floor.value:

@@ -24,7 +24,9 @@ from nybble.scoring.budget import with_budget
 from nybble.scoring.cells import Series, first_scored, lanes_of, part_series, wanted_series
 from nybble.scoring.collect import Collector
 from nybble.scoring.request import REFERENCE, MeasureRequest, Progress, Silent
-from nybble.scoring.run import CellRunner
+from nybble.scoring.run import CellRunner, Runner
+from nybble.scoring.server_backend import Servers
+from nybble.scoring.server_run import ServerRunner
 from nybble.scoring.statistics import DRAWS, MIN_DOCUMENTS
 from nybble.scoring.text import Text, gather, sources
 from nybble.scoring.verdict import Limit, load_thresholds, recommend
@@ -92,6 +94,8 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
     paths = [prep.locate(request.model), *([request.against] if request.against else [])]
     named = sources(request)
     backend = choose_backend(request, paths)
+    if isinstance(backend, Servers):
+        request = backend.request  # with `via` as the settings need it
     try:
         warnings = backend.check(paths)
         models = [
@@ -104,7 +108,8 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
             warnings += prep.window_warnings(request.contexts, window)
             if request.budget is not None:
                 request = with_budget(request, backend, models, text, progress)
-        series = wanted_series(request)
+        folder = request.out or default_folder(backend, models, request)
+        series = backend.series(folder) if isinstance(backend, Servers) else wanted_series(request)
         if request.by and isinstance(backend, Parts):
             quantized = [s for s in request.settings if s.quantized and not s.around.at]
             series += [
@@ -112,8 +117,8 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
                 for p in part_series(s, backend.layers[m.label], request.by, m.label)
             ]  # fmt: skip
         sizes = _sizes(backend, models, series, request, progress)
-        with RunStore(request.out or default_folder(backend, models, request)) as store:
-            runner = CellRunner(models, request, store, progress, backend)
+        with RunStore(folder) as store:
+            runner = _runner(models, request, store, progress, backend)
             try:
                 _run(runner, series, text, progress)
                 collector = Collector(runner, request, sizes, limits)
@@ -124,7 +129,9 @@ def measure(request: MeasureRequest, progress: Progress | None = None) -> Result
             finally:
                 runner.close()
             measurement = _record(request, backend, models, rows, runner, text, limits)
-            measurement.warnings.extend([*warnings, *text.warnings, *collector.warnings])
+            measurement.warnings.extend(
+                [*warnings, *text.warnings, *collector.warnings, *runner.outcome.notes]
+            )
             write_text(store.folder / "summary.json", to_json(measurement))
             return Result(measurement, store.folder)
     finally:
@@ -138,6 +145,8 @@ def choose_backend(request: MeasureRequest, paths: Sequence[Path]) -> Backend:
         NybbleError: llama.cpp is asked for a model that is no GGUF.
     """
     wanted = request.engine
+    if request.urls:
+        return Servers(request, paths[0])
     ggufs = not any(path.is_dir() or _is_hub_id(path) for path in paths)
     if wanted == "auto":
         own = ggufs and all(s.llamacpp for s in request.settings)
@@ -155,6 +164,18 @@ def choose_backend(request: MeasureRequest, paths: Sequence[Path]) -> Backend:
             hint="--engine transformers for folders and hub ids",
         )
     return LlamaCpp(request)
+
+
+def _runner(
+    models: Sequence[prep.PreparedModel],
+    request: MeasureRequest,
+    store: RunStore,
+    progress: Progress,
+    backend: Backend,
+) -> Runner:
+    if isinstance(backend, Servers):
+        return ServerRunner(models[0], request, store, progress, backend)
+    return CellRunner(models, request, store, progress, backend)
 
 
 def _is_hub_id(path: Path) -> bool:
@@ -193,7 +214,7 @@ def default_folder(
     return _RESULTS / f"{name}-{key[:8]}"
 
 
-def _run(runner: CellRunner, series: Sequence[Series], text: Text, progress: Progress) -> None:
+def _run(runner: Runner, series: Sequence[Series], text: Text, progress: Progress) -> None:
     todo = {c: runner.missing(series, chunks) for c, chunks in text.chunks.items()}
     work = sum(
         len(lanes_of(wanted)) * (context - 1)
@@ -214,7 +235,7 @@ def _record(
     backend: Backend,
     models: Sequence[prep.PreparedModel],
     rows: list[Row],
-    runner: CellRunner,
+    runner: Runner,
     text: Text,
     limits: dict[str, Limit],
 ) -> Measurement:
@@ -223,9 +244,9 @@ def _record(
     records = [backend.record(m) for m in models]
     known = backend.versions()
     protocol = {
+        "reference": "f16/f16 cache on the same weights",
         **backend.protocol,
         "simulated": backend.simulated,
-        "reference": "f16/f16 cache on the same weights",
         "via": request.via,
         "score_from": request.score_from,
         "contexts": list(request.contexts),
@@ -281,7 +302,7 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
     paths = [path, *([request.against] if request.against else [])]
     total = sum(source.wanted for source in sources(request))
     backend = choose_backend(request, paths)
-    if backend.simulated:
+    if backend.simulated or request.urls:
         raise NybbleError(
             "--dry-run plans runs in llama.cpp only", seen=f"--engine {backend.name}",
             hint="leave --dry-run out: sizes come first, and what is done is kept",

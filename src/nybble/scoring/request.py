@@ -22,7 +22,9 @@ FLOOR = KVSetting("bf16", "bf16")
 WEIGHTS = ("f16", "f32", "as-shipped")
 FRAMINGS = ("auto", "template", "raw")
 VIAS = ("prefill", "decode")
-ENGINES = ("auto", "llama.cpp", "transformers")
+ENGINES = ("auto", "llama.cpp", "transformers", "vllm", "sglang")
+SERVED = ("vllm", "sglang", "llama.cpp")  # can be scored through a server
+DEFAULT_TOP_K = 64
 BYS = ("layer", "head")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -49,7 +51,10 @@ class MeasureRequest:
         budget: mean bits an element to spread over layers and sides; None for no proposal.
         split_kv: also measure K alone and V alone of every setting.
         memory_at: further contexts to state the cache's bytes for.
-        engine: "llama.cpp", "transformers", or "auto": llama.cpp for what it can do itself.
+        engine: "llama.cpp", "transformers", or "auto": llama.cpp for what it can do itself. With
+            `urls`, which kind of server they are of: one of SERVED.
+        urls: addresses of running servers, one for each of `settings`; then they score.
+        top_k: tokens of each position that servers are asked for.
         device: where torch runs: "auto", "cpu" or "cuda".
         calibration: statistics of `model`; None for the file beside it, made when missing.
         out: run folder; None for one under ./nybble-results.
@@ -78,6 +83,8 @@ class MeasureRequest:
     split_kv: bool = False
     memory_at: tuple[int, ...] = ()
     engine: str = "auto"
+    urls: tuple[tuple[KVSetting, str], ...] = ()
+    top_k: int = DEFAULT_TOP_K
     device: str = "auto"
     calibration: Path | None = None
     out: Path | None = None
@@ -114,6 +121,8 @@ class MeasureRequest:
                 "--budget is about one model", seen=f"--against {self.against}",
                 hint="leave --against out, then compare what it proposes",
             )  # fmt: skip
+        if self.urls or self.engine in ("vllm", "sglang"):
+            self._check_urls()
         if self.engine == "llama.cpp" and (self.by or self.budget):
             raise NybbleError(
                 "llama.cpp stores every layer alike, so it cannot measure one alone",
@@ -141,6 +150,28 @@ class MeasureRequest:
                 "--timeout is out of range", seen=self.timeout,
                 allowed=f"more than 0 s, up to {threading.TIMEOUT_MAX:.0f} s",
             )  # fmt: skip
+
+    def _check_urls(self) -> None:
+        example = (
+            "--url f16/f16=http://127.0.0.1:8000 --url fp8_e4m3/fp8_e4m3=http://127.0.0.1:8001"
+        )
+        if not self.urls:
+            raise NybbleError(f"{self.engine} is scored through running servers", seen="no --url",
+                              hint=f"--engine {self.engine} {example}")  # fmt: skip
+        _choice("--engine with --url", self.engine, SERVED)
+        named = tuple(s for s, _ in self.urls)
+        if named != self.settings or len(set(named)) < len(named):
+            raise NybbleError(
+                "with --url, its settings are what is measured, each once",
+                seen=", ".join(str(s) for s, _ in self.urls), hint=example,
+            )  # fmt: skip
+        _range("--top-k", self.top_k, 2)
+        barred = {"--against": self.against, "--by": self.by, "--budget": self.budget,
+                  "--split-kv": self.split_kv, "--calibration": self.calibration}  # fmt: skip
+        for name, value in barred.items():
+            if value:
+                raise NybbleError("this cannot be asked of servers", seen=f"{name} with --url",
+                                  hint="--engine transformers simulates it")  # fmt: skip
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

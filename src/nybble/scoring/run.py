@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nybble.engines.child import EngineCrashError, EngineProcess
 from nybble.errors import CacheNotReadError, EngineError
+from nybble.results.records import Served
 from nybble.results.store import RunStore
 from nybble.scoring.backend import Backend
 from nybble.scoring.cells import CellNames, LaneSpec, Series, applies, first_scored, lanes_of
@@ -35,6 +36,32 @@ class Outcome:
     failed: dict[tuple[Series, int], str] = field(default_factory=dict)
     decode_s: float = 0.0
     compare_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """What scores cells and reads them back."""
+
+    outcome: Outcome
+    simulated: bool
+
+    def missing(self, series: Sequence[Series], chunks: Sequence[Chunk]) -> list[list[Series]]:
+        """For every chunk, the series whose cell is not in the store yet."""
+
+    def run(self, todo: Sequence[list[Series]], chunks: Sequence[Chunk]) -> None:
+        """Score what `missing` found."""
+
+    def rotation(self, series: Series, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """Widths of K's and V's rotation in effect."""
+
+    def rows(self, series: Series, chunk: Chunk) -> Rows | None:
+        """A finished cell's rows."""
+
+    def served(self, series: Series, chunks: Sequence[Chunk]) -> Served | None:
+        """How a server scored the series; None where logits were compared."""
+
+    def close(self) -> None:
+        """End what was started."""
 
 
 class CellRunner:
@@ -238,6 +265,10 @@ class CellRunner:
         """A finished cell's rows."""
         name = self._names.name(series, chunk, self._first([chunk]))
         return self._store.read_cell(name, ROW)
+
+    def served(self, series: Series, chunks: Sequence[Chunk]) -> Served | None:
+        """Nothing: logits of the full vocabulary are compared here."""
+        return None
 
     def close(self) -> None:
         """End the child."""

@@ -192,6 +192,29 @@ def metrics(sample: Sample) -> dict[str, Estimate]:
     }
 
 
+def open_metrics(
+    sample: Sample, low: dict[str, Estimate]
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """What a top-k comparison leaves open (scoring/topk.py).
+
+    Args:
+        sample: of TOPK_ROW records.
+        low: its metrics, whose KLDs are lower bounds.
+
+    Returns:
+        `low` with the estimate from above and the mean mass that was compared as a lump; and the
+        same metrics with the estimates from above as KLDs.
+    """
+    rows = sample.rows
+    kld = rows["kld_high"].astype(np.float64)
+    median, p99, p999, top = sample.quantiles(kld, [0.5, 0.99, 0.999, 1.0])
+    high = {"mean_kld": sample.mean(kld), "median_kld": median, "p99_kld": p99, "p999_kld": p999,
+            "max_kld": top}  # fmt: skip
+    tail = sample.mean(rows["tail"].astype(np.float64))
+    found = {**low, "mean_kld_high": high["mean_kld"], "tail_mass": tail}
+    return found, {**low, **high}
+
+
 def slice_metrics(sample: Sample) -> dict[str, Estimate]:
     """The three metrics that splits are shown with."""
     rows = sample.rows

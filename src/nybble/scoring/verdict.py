@@ -107,6 +107,22 @@ def judge(metrics: Mapping[str, Estimate], limits: Mapping[str, Limit]) -> Verdi
     return Verdict(label, "; ".join(_reason(m, metrics[m], limits[m]) for m in deciding))
 
 
+def judge_between(
+    low: Mapping[str, Estimate], high: Mapping[str, Estimate], limits: Mapping[str, Limit]
+) -> Verdict:
+    """Judge a top-k comparison, whose KLDs are lower bounds, by both of its ends.
+
+    What the lower bound alone says is broken is broken. Else both ends must agree.
+    """
+    a, b = judge(low, limits), judge(high, limits)
+    if a.label == b.label or a.label == "broken":
+        return Verdict(a.label, f"top-k, lower bound: {a.reason}")
+    return Verdict(
+        "unresolved", f"top-k: {a.label} by the lower bound ({a.reason}), {b.label} by the "
+        f"estimate from above ({b.reason})",
+    )  # fmt: skip
+
+
 def _high(value: Estimate) -> float:
     return math.inf if value.high is None else value.high
 
@@ -176,10 +192,12 @@ def recommend(rows: Sequence[Row]) -> str:
         best = next((r for r in rows_here if labels[r.setting] == label), None)
         if best is not None:
             head = "" if label == "safe" else "No measured type is safe for sure; "
+            least = "at least " if best.served else ""
+            how = f" (top-{best.served.top_k} through {best.served.engine})" if best.served else ""
             return (
                 f"{head}{best.setting} at {best.bits:g} bits an element is {label} here: "
-                f"{1 - best.bits / 16:.0%} less cache than f16, mean KLD "
-                f"{_span(best.metrics['mean_kld'])}, same top token at "
+                f"{1 - best.bits / 16:.0%} less cache than f16, mean KLD {least}"
+                f"{_span(best.metrics['mean_kld'])}{how}, same top token at "
                 f"{best.metrics['same_top'].value:.1%} of positions."
             )
     if set(labels.values()) == {"broken"}:
