@@ -48,7 +48,10 @@ def test_one_engine_on_one_card(capsys: pytest.CaptureFixture[str]) -> None:
         (["config", "gemma-4-31b-qat", "--host", "0.0.0.0"], "needs an API key"),
         (["config", "no-such-model"], "no such"),
         (["verify", "http://127.0.0.1:1"], "no server"),
-        (["verify", "--", "true"], "names no port"),
+        (["verify", "--", "true", "-m"], "names no port"),
+        (["verify", "--", "no-such-program", "-m"], "neither an address nor a program"),
+        (["verify", "--lgo", "x", "http://127.0.0.1:1"], "No such option"),
+        (["verify", "nowhere"], "no server"),
     ],
 )
 def test_mistakes_are_answered(

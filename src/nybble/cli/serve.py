@@ -70,6 +70,8 @@ def serve(
                 tell(f"note: {note}")
             tell(_about(server.deployed))
             tell(f"log: {server.log}")
+        if not err.is_terminal and not quiet:
+            tell("loading")
         with err.status("loading", spinner="dots") as status:
 
             def waited(seconds: float) -> None:

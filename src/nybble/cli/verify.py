@@ -26,7 +26,7 @@ Examples:
 """
 
 
-@click.command(epilog=_EXAMPLES, context_settings={"ignore_unknown_options": True})
+@click.command(epilog=_EXAMPLES)
 @click.argument("target", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--kv", metavar="K/V", help="Asked for.  [default: as nybble serve or ps tell]")
 @click.option("--engine", help="Name.  [default: recognised]")
@@ -66,7 +66,7 @@ def verify(
             if not quiet:
                 status.update(text)
 
-        if len(target) == 1 and ("//" in first or not shutil.which(first)):
+        if len(target) == 1 and (":" in first or not shutil.which(first)):
             request = VerifyRequest(first, setting, probe=not no_probe, **options)
             found = _run(request, tell)
         else:
@@ -95,6 +95,10 @@ def _command(
     from nybble.serving.supervisor import Program, Supervisor
     from nybble.serving.verify import VerifyRequest
 
+    if shutil.which(words[0]) is None:
+        raise NybbleError("neither an address nor a program", seen=words[0],
+                          allowed="http://HOST:PORT, or -- and a command",
+                          hint="nybble verify http://127.0.0.1:8080")  # fmt: skip
     port = port_of(words)
     if port is None:
         raise NybbleError("the command names no port", seen=" ".join(words)[:120],
