@@ -210,6 +210,7 @@ def test_packed_weights_keep_their_bytes_and_count_by_shapes() -> None:
 
 @pytest.mark.parametrize(("quantization", "bits"), [
     ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4.125),
+    ({"quant_method": "exl3", "bits": 3.25, "head_bits": 6}, 3.25),
     ({"quant_method": "awq", "w_bit": 4, "q_group_size": 128}, 4),
     ({"quant_method": "fp8"}, 8),
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4.25),

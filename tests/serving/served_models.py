@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -36,3 +37,17 @@ def served(
         keeper.start()
         yield server
     keeper.join(30)
+
+
+def exl3_folder(folder: Path) -> Path:
+    """A tiny Llama whose config says EXL3; without weights, as none are read before it starts."""
+    folder.mkdir()
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 256,
+        "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1000,
+        "max_position_embeddings": 4096, "torch_dtype": "float16",
+        "quantization_config": {"quant_method": "exl3", "bits": 4.0},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from served_models import exl3_folder, free_port
 
 from nybble.errors import NybbleError
 from nybble.formats.setting import parse
 from nybble.models.demo import demo_model
+from nybble.planning.request import CardChoice
 from nybble.serving import runs, supervisor
 from nybble.serving.deploy import DeployRequest
 from nybble.serving.serve import Server, ServeRequest, serve
@@ -192,3 +195,51 @@ def test_no_key_in_the_environment(tiny_instruct: Path, monkeypatch: pytest.Monk
                           host="0.0.0.0", port=18_099)  # fmt: skip
     with pytest.raises(NybbleError, match="there is no key"):
         serve(ServeRequest(asked))
+
+
+def test_tabbyapi_runs_in_its_own_folder(tmp_path: Path) -> None:
+    """A stand-in for its main.py: what matters is where it runs and what it is given."""
+    home, model = tmp_path / "tabbyAPI", exl3_folder(tmp_path / "tiny-exl3")
+    home.mkdir()
+    asked = DeployRequest(str(model), engine="exllamav3", setting=parse("exl3_4/exl3_4"),
+                          context=1024, port=free_port(),
+                          cards=CardChoice(name="rtx-3090"))  # fmt: skip
+    with pytest.raises(NybbleError, match="its own folder"):
+        serve(ServeRequest(asked, program=str(home)))
+    (home / "main.py").write_text(
+        "import http.server, os, sys, yaml\n"
+        "given = yaml.safe_load(open(sys.argv[sys.argv.index('--config') + 1]))\n"
+        "open('seen', 'w').write(os.getcwd() + ' ' + given['model']['cache_mode'])\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(200); self.end_headers()\n"
+        "http.server.HTTPServer(('127.0.0.1', given['network']['port']), H).serve_forever()\n"
+    )
+    with serve(ServeRequest(asked, program=str(home))) as server:
+        server.start()
+    assert (home / "seen").read_text() == f"{home.resolve()} 4,4"
+
+
+def test_ollama_is_given_its_model_once_it_answers(
+    tiny_instruct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for its program, which is not to be had here."""
+    program = tmp_path / "ollama"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import http.server, os, pathlib, sys\n"
+        f"seen = pathlib.Path({str(tmp_path / 'seen')!r})\n"
+        "if sys.argv[1] == 'create':\n"
+        "    seen.write_text(sys.argv[2] + '\\n' + open(sys.argv[4]).read()); sys.exit()\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(200); self.end_headers()\n"
+        "port = int(os.environ['OLLAMA_HOST'].rsplit(':', 1)[1])\n"
+        "http.server.HTTPServer(('127.0.0.1', port), H).serve_forever()\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked = DeployRequest(str(tiny_instruct), engine="ollama", setting=parse("q8_0/q8_0"),
+                          context=1024, port=free_port())  # fmt: skip
+    with serve(ServeRequest(asked)) as server:
+        server.start()
+    name, source, *_ = (tmp_path / "seen").read_text().splitlines()
+    assert name == "tiny-instruct" and source == f"FROM {tiny_instruct.resolve()}"

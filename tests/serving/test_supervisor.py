@@ -162,3 +162,15 @@ def test_a_log_that_cannot_be_written(port: int, tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a file, not a folder")
     with pytest.raises(EngineError, match="cannot write the log"):
         Supervisor(program(HEALTHY, port, tmp_path))
+
+
+def test_a_command_beside_it(port: int, tmp_path: Path) -> None:
+    child = Supervisor(program(HEALTHY, port, tmp_path))
+    child.run([sys.executable, "-c", "print('created')"], 60)
+    assert "created" in (tmp_path / "log" / "out.log").read_text()
+    with pytest.raises(EngineError, match="failed") as caught:
+        child.run([sys.executable, "-c", "print('no such model'); raise SystemExit(2)"], 60)
+    assert "no such model" in str(caught.value.seen)
+    with pytest.raises(EngineError, match="failed"):
+        child.run(["/nowhere/program"], 60)
+    child.stop()

@@ -136,7 +136,7 @@ def _bits(config: Mapping[str, Any], fields: Fields, wide: int) -> _Bits:
                                "or config_groups with weights.num_bits; or fp8, mxfp4, nvfp4",
                                f"{method} {algorithm or ''}".strip())  # fmt: skip
         each = bits + 16 / group if group else float(bits)  # a float16 scale
-        name = f"{bits}-bit {str(method)[:20]}"
+        name = f"{bits:g}-bit {str(method)[:20]}"
     return _Bits(wide if _keeps_attention(given) else each, each, each, name)
 
 
@@ -151,8 +151,11 @@ def _keeps_attention(given: Mapping[str, Any]) -> bool:
     return False
 
 
-def _named_bits(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Bits of an element and elements of a group, where they are named."""
+def _named_bits(given: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """Bits of an element and elements of a group, where they are named.
+
+    EXL2 and EXL3 write a mean over the matrices, 4.0 or 3.25.
+    """
     if given.get("load_in_4bit") is True:
         return 4, 64
     if given.get("load_in_8bit") is True:
@@ -161,13 +164,13 @@ def _named_bits(given: Mapping[str, Any]) -> tuple[int | None, int | None]:
     groups = given.get("config_groups")
     if isinstance(groups, Mapping):
         parts += [g.get("weights") for g in list(groups.values())[:8] if isinstance(g, Mapping)]
-    found: list[tuple[int, int | None]] = []
+    found: list[tuple[float, int | None]] = []
     for part in parts:
         if not isinstance(part, Mapping):
             continue
         group = part.get("group_size")
         for name in ("bits", "w_bit", "num_bits"):
             bits = part.get(name)
-            if type(bits) is int and 1 <= bits <= 16:
+            if isinstance(bits, int | float) and bits is not True and 1 <= bits <= 16:
                 found.append((bits, group if type(group) is int and group > 0 else None))
     return max(found, key=lambda x: x[0], default=(None, None))

@@ -134,7 +134,7 @@ def deploy(request: DeployRequest) -> Deployed:
         sequences=request.users,
         cards=seats.budget.cards if seats else 1,
         hardware=_hardware(seats),
-        host=request.host,
+        host=request.host.strip("[]"),
         port=request.port,
         keyed=request.keyed,
         quantization=given.quantization,

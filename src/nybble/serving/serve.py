@@ -38,7 +38,8 @@ class ServeRequest:
 
     Attributes:
         deploy: the deployment.
-        program: engine's program, in place of llama.cpp in process or of the name on PATH.
+        program: engine's program, in place of llama.cpp in process or of the name on PATH; the
+            folder of TabbyAPI.
         log: file of the engine's output; None for one in the cache folder.
         timeout: seconds a start may take.
         slots: folder that clients may save slots to (llama.cpp); None for no such endpoint.
@@ -101,9 +102,9 @@ class Server:
         asked = self.deployed.deployment
         self.supervisor.start()
         self.supervisor.wait_ready(self._timeout, tell)
-        applied = self.applied
-        if applied is not None and applied.subcaches:
-            applied.verify(asked.setting)
+        self._check_cache()
+        for command in self._launch.after:
+            self.supervisor.run(command, self._timeout)
         runs.remember(
             runs.Run(
                 self._base, self.deployed.engine.name, asked.model, str(asked.setting),
@@ -126,6 +127,11 @@ class Server:
         self.supervisor.stop()
         runs.forget(self.deployed.deployment.port)
         self._folder.cleanup()
+
+    def _check_cache(self) -> None:
+        applied = self.applied
+        if applied is not None and applied.subcaches:
+            applied.verify(self.deployed.deployment.setting)
 
     @property
     def applied(self) -> AppliedCache | None:
@@ -162,14 +168,21 @@ class Server:
             )  # fmt: skip
             return Program([sys.executable, "-m", own_server.MODULE], health, self.log, env,
                            own_server.line(told))  # fmt: skip
+        files = Path(self._folder.name)
         for file in launch.files:
-            (Path(self._folder.name) / file.name).write_text(file.text, encoding="utf-8")
+            (files / file.name).write_text(file.text, encoding="utf-8")
         command = [_filled(word, request.key) for word in launch.command]
+        if launch.at_home:
+            names = {file.name: str(files / file.name) for file in launch.files}
+            command = [names.get(word, word) for word in command]
+            home = _home(request.program, command[1], self.deployed.engine.name)
+            own = home / "venv" / "bin" / "python"  # where TabbyAPI's own script puts it
+            command[0] = str(own) if own.exists() else sys.executable
+            return Program(command, health, self.log, env, folder=home)
         command[0] = _found(request.program or command[0], self.deployed.engine.name)
         if self._slots and self.deployed.engine.name == _OWN:
             command += ["--slot-save-path", self._slots]
-        folder = Path(self._folder.name) if launch.files else None
-        return Program(command, health, self.log, env, folder=folder)
+        return Program(command, health, self.log, env, folder=files if launch.files else None)
 
     def _template(self, path: str) -> str | None:
         if resolve(path).chat_template:
@@ -180,6 +193,7 @@ class Server:
     def _check_port(self) -> None:
         asked = self.deployed.deployment
         with socket.socket(socket.AF_INET6 if ":" in asked.host else socket.AF_INET) as probe:
+            # As engines listen: an address that a past server's connections still hold is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((asked.host, asked.port))
@@ -256,6 +270,23 @@ def _found(program: str, engine: str) -> str:
             hint=f"install {engine}, or nybble config for a container",
         )  # fmt: skip
     return found
+
+
+def _home(program: str | None, script: str, engine: str) -> Path:
+    """The folder an engine runs in.
+
+    Raises:
+        NybbleError: it was not named, or its script is not in it.
+    """
+    folder = Path(program or ".").resolve()
+    folder = folder.parent if folder.is_file() else folder
+    if not (folder / script).is_file():
+        raise NybbleError(
+            f"{engine} is served by a program that runs in its own folder",
+            seen=f"no {script} in {folder}", allowed=f"the folder with its {script}",
+            hint="--program /path/to/tabbyAPI",
+        )  # fmt: skip
+    return folder
 
 
 def _filled(word: str, key: str | None) -> str:

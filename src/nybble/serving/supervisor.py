@@ -132,7 +132,7 @@ class Supervisor:
         for raw in process.stdout:
             line = raw.decode("utf-8", "replace").rstrip("\n")
             self._tail.append(line)
-            self._log.emit(logging.LogRecord("engine", logging.INFO, "", 0, "%s", (line,), None))
+            self._write(line)
             self._on_line(line)
 
     def wait_ready(self, timeout: float, tell: Callable[[float], None] = lambda _: None) -> None:
@@ -165,6 +165,33 @@ class Supervisor:
                     )  # fmt: skip
                 tell(waited)
                 self._stopped.wait(_POLL)
+
+    def run(self, command: Sequence[str], timeout: float) -> None:
+        """Run a command to its end, as the program is run; what it prints goes into the log.
+
+        Raises:
+            EngineError: it is not there, fails, or takes longer than `timeout` seconds.
+        """
+        given = self.program
+        try:
+            done = subprocess.run(
+                list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, env={**os.environ, **given.env}, cwd=given.folder,
+                timeout=timeout, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EngineError("a command of the engine failed",
+                              seen=f"{' '.join(command)}: {error}") from error  # fmt: skip
+        lines = done.stdout.decode("utf-8", "replace").splitlines()
+        for line in lines:
+            self._write(line)
+        if done.returncode:
+            raise EngineError("a command of the engine failed", seen=f"{' '.join(command)}: code "
+                              f"{done.returncode}: {' | '.join(lines[-3:])}",
+                              hint=f"read {given.log}")  # fmt: skip
+
+    def _write(self, line: str) -> None:
+        self._log.emit(logging.LogRecord("engine", logging.INFO, "", 0, "%s", (line,), None))
 
     def keep(self, timeout: float) -> None:
         """Restart the program whenever it dies, until `stop` is called from another thread.

@@ -150,6 +150,9 @@ class Launch:
         image_command: argument vector inside the image where it differs from `command`.
         health: path that answers 200 once requests are served.
         api: path of the OpenAI-compatible API; empty where there is none.
+        after: commands to run once it is healthy, with the same environment and files.
+        at_home: whether the engine runs in a folder of its own, where its script is; `nybble
+            serve` is told which.
         notes: what a user should know of this very launch.
     """
 
@@ -161,6 +164,8 @@ class Launch:
     image_command: tuple[str, ...] | None = None
     health: str = "/health"
     api: str = "/v1"
+    after: tuple[tuple[str, ...], ...] = ()
+    at_home: bool = False
     notes: tuple[str, ...] = ()
 
 

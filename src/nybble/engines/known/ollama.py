@@ -141,7 +141,8 @@ class Ollama(Engine):
             ("ollama", "serve"), env, files=(ConfigFile("Modelfile", text),),
             image=_IMAGES.get(asked.hardware.vendor or "", "ollama/ollama:latest"),
             store="/root/.ollama", image_command=("serve",),  # the entry point is ollama itself
-            health="/api/version", notes=notes,
+            health="/api/version", after=(("ollama", "create", name, "-f", "Modelfile"),),
+            notes=notes,
         )  # fmt: skip
 
 

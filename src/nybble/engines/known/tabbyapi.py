@@ -93,7 +93,7 @@ def launch(
     words = ("main.py", "--config", FILE)
     return Launch(
         ("python", *words), files=(config(asked, cache_mode, backend),), image=image,
-        store="/app/models",
+        store="/app/models", at_home=True,
         image_command=words if image else None,  # the entry point is python3
         notes=tuple(said),
     )  # fmt: skip
