@@ -78,6 +78,11 @@ def test_compose_opens_loopback_only() -> None:
     assert "environment" in service and "LLAMA_API_KEY" not in service["environment"]
 
 
+def test_compose_on_ipv6() -> None:
+    made = yaml.safe_load(render(deployed(host="[::1]", keyed=False), "compose"))
+    assert made["services"]["nybble"]["ports"] == ["[::1]:8080:8080"]
+
+
 def test_compose_mounts_a_local_model_read_only(tiny_model: Path) -> None:
     found = deployed(model=str(tiny_model), setting=parse("q8_0/q8_0"), users=1)
     service = yaml.safe_load(render(found, "compose"))["services"]["nybble"]

@@ -71,7 +71,7 @@ def compose(deployed: Deployed) -> dict[str, Any]:
     service: dict[str, Any] = {
         "image": launch.image,
         "command": [_interpolated(w) for w in _words(launch)],
-        "ports": [f"{asked.host}:{asked.port}:{asked.port}"],
+        "ports": [f"{_bracketed(asked.host)}:{asked.port}:{asked.port}"],
         "restart": "unless-stopped",
     }
     variables = {name: _interpolated(value) for name, value in launch.env.items()}
@@ -232,6 +232,10 @@ def _words(launch: Launch) -> list[str]:
 def _interpolated(word: str) -> str:
     match = _VARIABLE.fullmatch(word)
     return f"${{{match[1]}:?}}" if match else word.replace("$", "$$")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _about(deployed: Deployed) -> str:
