@@ -8,6 +8,7 @@ import stat
 import subprocess
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -98,6 +99,18 @@ def test_kubernetes_takes_the_key_from_a_secret() -> None:
     assert "secretKeyRef" in variables[KEY]["valueFrom"]
     assert variables["LLAMA_API_KEY"]["value"] == f"$({KEY})"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+
+
+@pytest.mark.parametrize(
+    ("engine", "kv", "card"),
+    [("llama.cpp", "q4_0/q4_0", "rtx-4090"), ("vllm", "fp8_e4m3/fp8_e4m3", "2xh100-sxm"),
+     ("sglang", "bf16/bf16", "h100-sxm"),
+     ("exllamav3", "exl3_4/exl3_4", "rtx-3090")],
+)  # fmt: skip
+def test_manifests_are_what_kubernetes_takes(engine: str, kv: str, card: str) -> None:
+    found = deployed(engine=engine, setting=parse(kv), cards=CardChoice(name=card), users=1)
+    for document in yaml.safe_load_all(render(found, "kubernetes")):
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_json_is_everything() -> None:
