@@ -113,6 +113,16 @@ def test_manifests_are_what_kubernetes_takes(engine: str, kv: str, card: str) ->
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
+def test_no_service_without_a_key(tiny_model: Path) -> None:
+    found = deployed(model=str(tiny_model), engine="ollama", setting=parse("q8_0/q8_0"),
+                     keyed=False)  # fmt: skip
+    with pytest.raises(NybbleError, match="no API key"):
+        render(found, "kubernetes")
+    assert yaml.safe_load(render(found, "compose"))["services"]["nybble"]["ports"] == [
+        "127.0.0.1:8080:8080"
+    ]
+
+
 def test_json_is_everything() -> None:
     made = json.loads(render(deployed(), "json"))
     assert made["kv"] == "q4_0/q4_0-norot" and made["sequences"] == 2

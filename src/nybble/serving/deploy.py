@@ -264,5 +264,11 @@ def _quality(fit: Fit) -> str:
 
 
 def at(deployed: Deployed, **changes: object) -> Launch:
-    """The launch of the same deployment elsewhere: another address, another path of the model."""
-    return deployed.engine.launch(replace(deployed.deployment, **changes))  # type: ignore[arg-type]
+    """The launch of the same deployment elsewhere: another address, another path of the model.
+
+    Raises:
+        NybbleError: the engine refuses what was changed, for example a key.
+    """
+    changed = replace(deployed.deployment, **changes)  # type: ignore[arg-type]
+    deployed.engine.refuse(changed)
+    return deployed.engine.launch(changed)
