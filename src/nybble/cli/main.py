@@ -19,6 +19,7 @@ from nybble.environment import VERSION
 from nybble.errors import NybbleError, nearest
 
 _GREEDY = ("--text",)
+_KEPT = ("measure", "calibrate", "harden")  # what they have finished is found again
 
 
 # In the order of the work. Imported when called: a plan takes less time than measuring's imports.
@@ -104,7 +105,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(f"error: {error.format_message()}", debug)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; finished cells are kept, the same command continues", err=True)
+        command = next((w for w in words if w in COMMANDS), "")
+        kept = "; finished cells are kept, the same command continues"
+        click.echo(f"interrupted{kept if command in _KEPT else ''}", err=True)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
