@@ -56,9 +56,9 @@ def picture(arms: dict[str, Any]) -> str:
     found = []
     for name, arm in arms.items():
         rows = arm["rows"][WORST]
-        found.append(bars.Bar(name, "to itself", estimate(rows["own"])))
+        found.append(bars.Bar(name, "vs itself", estimate(rows["own"])))
         if "original" in rows:
-            found.append(bars.Bar(name, "to the original", estimate(rows["original"])))
+            found.append(bars.Bar(name, "vs original", estimate(rows["original"])))
     with canvas.style("nybble-qat"):
         drawn = bars.draw(found, canvas.MARKED)
         drawn.summary = f"Mean KLD with a {WORST} cache. " + "; ".join(
