@@ -8,16 +8,17 @@ moves them by far more than another machine does. Runs in a child process, `pyth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nybble.engines.child import EngineProcess, Frame
-from nybble.engines.llamacpp.model import Model
+from nybble.engines.llamacpp.model import Context, Model
 from nybble.engines.worker import BaseWorker, serve
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, parse
@@ -26,6 +27,7 @@ WORKER = "nybble.engines.llamacpp.fingerprint"
 # What a server may run instead of what it was asked for; the asked one comes on top.
 USUAL = ("f16/f16", "q8_0/q8_0", "q8_0/q4_0", "q5_1/q5_1", "q4_0/q4_0", "q4_0/q4_0-norot",
          "q8_0/q8_0-norot")  # fmt: skip
+_APART = 4  # tokens
 CLEAR = 3.0  # times nearer than the second best, or nothing is said
 
 
@@ -59,8 +61,8 @@ def match(
 
     Args:
         path: the GGUF that the server runs.
-        ids: tokens; the last `len(told)` steps were decoded one by one.
-        told: for each of those steps, (token, log-probability) of the likeliest next tokens.
+        ids: the prompt and all generated tokens but the last; the prompt fits into a micro-batch.
+        told: for each generated token, (token, log-probability) of the likeliest next tokens.
         settings: two or more, llama.cpp's own.
         threads: CPU threads.
         timeout: seconds of silence after which the engine counts as hung.
@@ -88,7 +90,6 @@ def match(
 
 def _answer(request: dict[str, Any], tell: Any) -> dict[str, Any]:
     ids, wanted = request["ids"], request["wanted"]
-    first = len(ids) - len(wanted)
     found: dict[str, list[list[float]]] = {}
     with closing(Model(Path(request["path"]))) as model:
         if max(ids) >= model.vocabulary.n_tokens or min(ids) < 0:
@@ -98,15 +99,35 @@ def _answer(request: dict[str, Any], tell: Any) -> dict[str, Any]:
             tell(name)
             context = model.context(parse(name), len(ids) + 8, rows=1, threads=request["threads"])
             with closing(context):
-                for _ in context.prefill(ids[:first], 0):
-                    pass
-                steps = []
-                for i, tokens in enumerate(wanted):
-                    row = context.score([ids[first + i]], first + i)[0].astype(np.float64)
-                    row -= row.max() + math.log(np.exp(row - row.max()).sum())
-                    steps.append([float(row[t]) if t < len(row) else -math.inf for t in tokens])
+                steps = [
+                    [float(row[t]) if t < len(row) else -math.inf for t in tokens]
+                    for row, tokens in zip(_rows(context, ids, len(wanted)), wanted, strict=True)
+                ]
                 found[name] = steps
     return {"found": found}
+
+
+def _rows(context: Context, ids: list[int], n: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Log-probabilities behind the prompt and each token after it, in the server's own batches.
+
+    Batches of another size round otherwise, and errors of quantized weights and caches amplify
+    that. A model with sliding layers has its last four prompt tokens in a batch of their own, for
+    a checkpoint before them (b11549, tools/server/server-context.cpp, checkpoint_offsets).
+    """
+    prompt = len(ids) - (n - 1)
+    sliding = any(sub.kind == "sliding" for sub in context.applied.subcaches)
+    start = prompt - _APART if sliding and prompt > _APART else 0
+    for _ in context.prefill(ids[:start], 0):
+        pass
+    yield _normalised(context.last(ids[start:prompt], start))
+    for at in range(prompt, len(ids)):
+        yield _normalised(context.last([ids[at]], at))
+
+
+def _normalised(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    row = logits.astype(np.float64)
+    row -= row.max()
+    return row - math.log(np.exp(row).sum())
 
 
 class _Worker(BaseWorker):

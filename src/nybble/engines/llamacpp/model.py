@@ -170,7 +170,19 @@ class Context:
         buffer = ffi.buffer(self._lib.llama_get_logits(self._ptr), size * 4)
         return np.frombuffer(buffer, dtype=np.float32).reshape(len(tokens), self._n_vocab)
 
-    def _decode(self, tokens: Sequence[int], first: int, *, logits: bool) -> None:
+    def last(self, tokens: Sequence[int], first: int) -> npt.NDArray[np.float32]:
+        """Decode tokens at positions first.. in one batch, as a server does with a prompt's end.
+
+        Returns:
+            float32 [n_vocab]: logits of the last one, a view as `score`'s.
+        """
+        self._decode(tokens, first, logits=False, last=True)
+        buffer = ffi.buffer(self._lib.llama_get_logits(self._ptr), self._n_vocab * 4)
+        return np.frombuffer(buffer, dtype=np.float32)
+
+    def _decode(
+        self, tokens: Sequence[int], first: int, *, logits: bool, last: bool = False
+    ) -> None:
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -178,7 +190,7 @@ class Context:
             batch.pos[i] = first + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
-            batch.logits[i] = logits
+            batch.logits[i] = logits or (last and i == len(tokens) - 1)
         code = self._lib.llama_decode(self._ptr, batch)
         if code != 0:
             raise EngineError(
