@@ -137,20 +137,21 @@ def test_a_killed_engine_comes_back(
         serving(tiny_instruct, "q8_0/q8_0", context=4096, users=2, events=events) as server,
         ThreadPoolExecutor(20) as pool,
     ):
-        stream = client(server, max_retries=0).completions.create(
-            model="any", prompt="a", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(iter(stream))
+        # The official client's own retries bridge a restart.
+        patient, other = client(server, max_retries=10), client(server, max_retries=0)
 
         def ask(n: int) -> int:
-            # The official client's own retries bridge a restart.
-            answer = client(server, max_retries=10).completions.create(
+            answer = patient.completions.create(
                 model="any", prompt=f"{n}", max_tokens=8, extra_body={"ignore_eos": True}
             )
             return answer.usage.completion_tokens if answer.usage else 0
 
+        stream = other.completions.create(
+            model="any", prompt="a", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        os.kill(server.supervisor.pid, signal.SIGKILL)  # long before the 4,000th token
         waiting = [pool.submit(ask, n) for n in range(20)]
-        os.kill(server.supervisor.pid, signal.SIGKILL)
         with pytest.raises((openai.APIError, httpx.HTTPError)):  # not a silent end
             for _ in stream:
                 pass

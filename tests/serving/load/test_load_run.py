@@ -56,14 +56,17 @@ class TestOne:
         found = bench(BenchRequest((served,), profile(api=api)), told)
         run = found.runs[0]
         assert run.server == "llamacpp" and run.model.endswith(".gguf")
-        assert (run.numbers.answered, run.numbers.failed) == (20, 0)
+        # One of 20 failed once in some thousands: random weights write what a chat parser may
+        # refuse. Only the server's own refusals are let through.
+        assert run.numbers.answered >= 19, run.numbers.failures
+        assert {f.error for f in run.numbers.failures} <= {"HTTP 500", "server error"}
         assert (told.total, told.done) == (20, 20) and "3 warm-up" in told.stages[-1]
         assert [r.index for r in run.requests] == list(range(20))
-        for r in run.requests:
-            assert r.error is None and r.first is not None and r.tokens_out == r.asked_out == 12
+        for r in (r for r in run.requests if r.error is None):
+            assert r.first is not None and r.tokens_out == r.asked_out == 12
             assert abs((r.tokens_in or 0) / r.asked_in - 1) < 0.15, "a vocabulary of bytes"
             assert 0 <= r.due <= r.sent and r.first + sum(r.gaps) <= r.total + 1e-4
-        assert run.numbers.as_asked == 1
+        assert run.numbers.as_asked == 1 or run.numbers.failed
         assert run.numbers.cached is not None and run.numbers.cached < 0.15
         assert found.ratios == () and from_json(to_json(found)) == found
 
