@@ -99,7 +99,7 @@ def main() -> None:
     print(save("verify", {"model": "gemma-3-270m-q4_k_m.gguf", "context": 8192, "rows": rows}))
     text = "\n".join(line.rstrip() for line in text.splitlines() if not line.startswith("note: 0."))
     lines = "\n".join(line for line in text.splitlines() if line.strip())
-    put(README, "verify", f"```\n$ nybble serve model.gguf --kv q4_0/q4_0\nhttp://127.0.0.1:8080/v1\n\n"
+    put(README, "verify", f"```\n$ nybble serve model.gguf --kv q4_0/q4_0 --slots slots\nhttp://127.0.0.1:8080/v1\n\n"
         f"$ nybble verify http://127.0.0.1:8080\n{lines}\n```")  # fmt: skip
 
 
