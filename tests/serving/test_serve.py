@@ -197,6 +197,13 @@ def test_a_file_elsewhere_needs_a_program_that_downloads() -> None:
         serve(ServeRequest(asked))
 
 
+def test_a_slots_folder_that_cannot_be(tiny_instruct: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    asked = DeployRequest(str(tiny_instruct), setting=parse("f16/f16"), context=256, port=18_099)
+    with pytest.raises(NybbleError, match="folder for slots"):
+        serve(ServeRequest(asked, slots=tmp_path / "file" / "slots"))
+
+
 def test_no_key_in_the_environment(tiny_instruct: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NYBBLE_API_KEY", raising=False)
     asked = DeployRequest(str(tiny_instruct), setting=parse("f16/f16"), context=256, keyed=True,

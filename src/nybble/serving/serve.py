@@ -70,7 +70,7 @@ class Server:
         self.notes = self.deployed.notes
         self._launch = _runnable(self.deployed, request)
         self._timeout = request.timeout
-        self._slots = str(request.slots.resolve()) if request.slots else ""
+        self._slots = _made(request.slots)
         self._said: list[str] = []
         self._folder = tempfile.TemporaryDirectory(prefix="nybble-serve-")
         self._check_port()
@@ -254,6 +254,22 @@ def _runnable(deployed: Deployed, request: ServeRequest) -> Launch:
         raise NybbleError(f"{deployed.engine.name} serves nothing by itself",
                           seen=deployed.engine.name, hint="nybble engines")  # fmt: skip
     return launch
+
+
+def _made(folder: Path | None) -> str:
+    """The folder's path, made where it is missing; "" for none.
+
+    Raises:
+        NybbleError: it cannot be made.
+    """
+    if folder is None:
+        return ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NybbleError("cannot make the folder for slots", seen=f"{folder}: {error.strerror}",
+                          hint="--slots A_FOLDER_OF_YOURS") from error  # fmt: skip
+    return str(folder.resolve())
 
 
 def _found(program: str, engine: str) -> str:
