@@ -109,10 +109,14 @@ def deploy(request: DeployRequest) -> Deployed:
         NybbleError: the model, engine or cards are not known; the KV setting does not run there;
             it does not fit; or a quality was asked for that was never measured.
     """
-    name = (request.engine or _usual_engine(request)).strip().lower()
+    found = None if request.engine else find(request.model, request.file)
+    usual = "llama.cpp" if found is None or found.weights == "gguf" else "vllm"
+    name = (request.engine or usual).strip().lower()
     engine = known_engine(name)
-    request = replace(request, file=file_for(request.model, request.file, name))
-    found = find(request.model, request.file)
+    file = file_for(request.model, request.file, name)
+    if found is None or file != request.file:
+        request = replace(request, file=file)
+        found = find(request.model, file)
     seats = cards_of(request.cards)
     if seats is not None and seats.card.vendor not in (vendors := known(name).vendors):
         # vLLM has a build for CPUs, which planning does not know.
@@ -133,7 +137,7 @@ def deploy(request: DeployRequest) -> Deployed:
         context=context,
         sequences=request.users,
         cards=seats.budget.cards if seats else 1,
-        hardware=_hardware(seats),
+        hardware=hardware_of(seats),
         host=request.host.strip("[]"),
         port=request.port,
         keyed=request.keyed,
@@ -144,10 +148,6 @@ def deploy(request: DeployRequest) -> Deployed:
     notes += [n for n in (*given.notes, *fit.notes) if not n.startswith(_SETTLED)]
     notes += engine.warnings(deployment)
     return Deployed(deployment, engine, fit, _quality(fit), tuple(dict.fromkeys(notes)))
-
-
-def _usual_engine(request: DeployRequest) -> str:
-    return "llama.cpp" if find(request.model, request.file).weights == "gguf" else "vllm"
 
 
 def loopback(host: str) -> bool:
@@ -246,7 +246,8 @@ def _context(fit: Fit, made: Plan, request: DeployRequest) -> int:
     return request.context
 
 
-def _hardware(seats: Seats | None) -> Hardware:
+def hardware_of(seats: Seats | None) -> Hardware:
+    """The cards of a plan as an engine's capabilities know them; nothing of a what-if card."""
     if seats is None:
         return Hardware()
     card = seats.card

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import psutil
 
+from nybble.serving.supervisor import LOGS
+
 _MOST_LOG = 64 << 20  # bytes read of a log's end
-_ROTATED = 3
 # How command lines ask for the types of K and V.
 _K = ("--cache-type-k", "-ctk", "--kv-cache-dtype", "--quant-policy", "--kv-bits")
 _V = ("--cache-type-v", "-ctv")
@@ -93,7 +94,7 @@ def port_of(command: Sequence[str]) -> int | None:
 def log_text(path: Path) -> str | None:
     """The end of a log with the files it was rotated into, oldest first; None if unreadable."""
     parts = []
-    for file in [*(Path(f"{path}.{n}") for n in range(_ROTATED, 0, -1)), path]:
+    for file in [*(Path(f"{path}.{n}") for n in range(LOGS, 0, -1)), path]:
         try:
             with file.open("rb") as stream:
                 stream.seek(0, 2)

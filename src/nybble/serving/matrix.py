@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nybble.engines.known.base import Deployment, Engine, Hardware, KVChoice, holds
+from nybble.engines.known.base import Deployment, Engine, KVChoice, holds
 from nybble.errors import NybbleError
 from nybble.formats.setting import KVSetting, parse
 from nybble.models.found import Found
@@ -12,6 +12,7 @@ from nybble.models.geometry import Geometry
 from nybble.planning.memory.registry import known, memory_model
 from nybble.planning.seats import Seats
 from nybble.results.engines import ChoiceLine, EngineLine
+from nybble.serving.deploy import hardware_of
 
 _TOLD = {"api": "its API", "log": "its log only", "echo": "nobody: an echo", "no": "nobody"}
 _ANY = Geometry("any model", "any", (), 1, 1, 1, 1)
@@ -99,13 +100,8 @@ def _try(
         raise NybbleError(f"{engine.name} does not run on {seats.card.name}")
     if found is not None:
         memory_model(engine.name).check(found.geometry, setting)
-    card = seats.card if seats else None
-    hardware = Hardware()
-    if card is not None:
-        vendor = None if card.vendor == "what-if" else card.vendor
-        hardware = Hardware(vendor, card.sm, card.name)
     geometry = found.geometry if found else _ANY
-    asked = Deployment("model", geometry, where.weights, setting, 1, hardware=hardware)
+    asked = Deployment("model", geometry, where.weights, setting, 1, hardware=hardware_of(seats))
     engine.refuse(asked)
     return engine.warnings(asked)
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from nybble.engines.known.base import KEY, Launch
+from nybble.engines.known.base import KEY
 from nybble.engines.llamacpp import server as own_server
 from nybble.engines.llamacpp.cachelog import AppliedCache, parse_cache_log
 from nybble.environment import cache_dir
 from nybble.errors import EngineError, NybbleError
 from nybble.models.checkpoint import resolve
 from nybble.serving import runs
-from nybble.serving.deploy import Deployed, DeployRequest, deploy
+from nybble.serving.deploy import DeployRequest, deploy
 from nybble.serving.supervisor import Program, Supervisor
 
 _OWN = "llama.cpp"
@@ -68,7 +68,7 @@ class Server:
         self.deployed = deploy(request.deploy)
         asked = self.deployed.deployment
         self.notes = self.deployed.notes
-        self._launch = _runnable(self.deployed, request)
+        self._launch = self.deployed.launch()
         self._timeout = request.timeout
         self._slots = _made(request.slots)
         self._said: list[str] = []
@@ -79,7 +79,6 @@ class Server:
         self.log = request.log or cache_dir() / "serving" / f"{asked.port}.log"
         self._base = base
         program = self._program(request, base)
-        self._on_event = on_event
         self.supervisor = Supervisor(program, on_line=self._hear, on_event=on_event)
 
     def __enter__(self) -> Server:
@@ -246,14 +245,6 @@ def watch(server: Server, stopped: threading.Event) -> None:
     thread.join()
     if failure:
         raise failure[0]
-
-
-def _runnable(deployed: Deployed, request: ServeRequest) -> Launch:
-    launch = deployed.launch()
-    if not launch.command:
-        raise NybbleError(f"{deployed.engine.name} serves nothing by itself",
-                          seen=deployed.engine.name, hint="nybble engines")  # fmt: skip
-    return launch
 
 
 def _made(folder: Path | None) -> str:

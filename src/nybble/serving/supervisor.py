@@ -28,7 +28,8 @@ BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each restart in a r
 STEADY = 60.0  # seconds of life after which a crash counts as the first again
 MOST_CRASHES = 6  # in a row
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL
-_LOG_BYTES, _LOGS = 16 << 20, 3
+_LOG_BYTES = 16 << 20
+LOGS = 3  # files a full log is rotated into
 _POLL = 0.2
 _TAIL = 200  # lines kept for error messages
 _TELLING = ("error", "failed", "abort", "assert", "unable", "out of memory", "invalid")
@@ -83,7 +84,7 @@ class Supervisor:
         try:
             program.log.parent.mkdir(parents=True, exist_ok=True)
             self._log = logging.handlers.RotatingFileHandler(
-                program.log, maxBytes=_LOG_BYTES, backupCount=_LOGS, encoding="utf-8"
+                program.log, maxBytes=_LOG_BYTES, backupCount=LOGS, encoding="utf-8"
             )
         except OSError as error:
             raise EngineError("cannot write the log", seen=str(error),

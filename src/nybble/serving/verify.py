@@ -19,6 +19,7 @@ from nybble.engines.known.registry import engine as known_engine
 from nybble.engines.llamacpp.slotfile import SlotCache, read_slot
 from nybble.engines.readback.base import Http, Reading
 from nybble.engines.readback.registry import reader, recognised
+from nybble.engines.server.base import PLAIN, SAME
 from nybble.errors import EngineError, NybbleError
 from nybble.formats.setting import KVSetting, parse
 from nybble.planning.plan import plan
@@ -299,12 +300,11 @@ def _type(
     return Check(name, asked or "", reported or "", observed or "", state)
 
 
-_PLAIN = frozenset({"auto", "f16", "fp16", "float16", "bf16", "bfloat16", "half"})
-_NAMES = {"fp8": "fp8_e4m3"}
+_PLAIN = PLAIN | {"fp16"}  # TabbyAPI's
 
 
 def _same(a: str, b: str) -> bool:
-    a, b = (_NAMES.get(x.lower(), x.lower()) for x in (a, b))
+    a, b = (SAME.get(x.lower(), x.lower()) for x in (a, b))
     return a == b or (a in _PLAIN and b in _PLAIN)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from nybble.engines.known import tabbyapi
 from nybble.engines.known.base import Deployment, Engine, KVChoice, Launch, Trap
+from nybble.engines.known.weights import SINKS, sinks
 from nybble.errors import NybbleError
 from nybble.formats.setting import KVSetting
 
@@ -118,9 +119,8 @@ class ExLlamaV3(Engine):
             widest = max((x.k_dim for x in asked.geometry.of_kind("global")), default=0)
             if widest > WIDEST:
                 found.append(f"heads of {widest}: whole layers are dequantized at every step")
-            if any(layer.sinks for layer in layers):
-                found.append("this model has attention sinks, and quantized keys cost such models "
-                             "much: measure first (TheTom/llama-cpp-turboquant#305)")  # fmt: skip
+            if sinks(asked):
+                found.append(SINKS)
         if asked.hardware.vendor == "amd":
             found.append("AMD: TabbyAPI's ROCm wheels are for RDNA and were run on RDNA3 only; "
                          "Instinct cards need exllamav3 built from source")  # fmt: skip

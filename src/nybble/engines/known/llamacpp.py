@@ -7,6 +7,7 @@ src/llama-context.cpp, src/llama-kv-cache.cpp, ggml/src/ggml-cuda/fattn.cu, tool
 from __future__ import annotations
 
 from nybble.engines.known.base import KEY, Deployment, Engine, KVChoice, Launch, Trap
+from nybble.engines.known.weights import SINKS, sinks
 from nybble.errors import NybbleError
 from nybble.formats.registry import kv_type
 
@@ -111,9 +112,8 @@ class LlamaCpp(Engine):
                     f"{pair}: a default CUDA build converts K and V to f16 at every step; build "
                     "with -DGGML_CUDA_FA_QUANTS=all, or take q8_0/q8_0 or q4_0/q4_0"
                 )
-        if setting.quantized and any(layer.sinks for layer in asked.geometry.layers):
-            found.append("this model has attention sinks, and quantized keys cost such models "
-                         "much: measure first (TheTom/llama-cpp-turboquant#305)")  # fmt: skip
+        if setting.quantized and sinks(asked):
+            found.append(SINKS)
         return tuple(found)
 
     def launch(self, asked: Deployment) -> Launch:

@@ -22,8 +22,8 @@ from nybble.engines.server.http import Client
 from nybble.errors import EngineError, NybbleError
 from nybble.formats.setting import KVSetting
 
-_PLAIN = frozenset({"auto", "f16", "float16", "bf16", "bfloat16", "half"})
-_SAME = {"fp8": "fp8_e4m3"}  # two names of one type, in vLLM and in SGLang
+PLAIN = frozenset({"auto", "f16", "float16", "bf16", "bfloat16", "half"})
+SAME = {"fp8": "fp8_e4m3"}  # two names of one type, in vLLM and in SGLang
 _ABOVE = 1e-2  # rounding of a log-probability of 0 is far below
 MISSING = -1  # token id where a server told fewer than k tokens
 
@@ -171,13 +171,13 @@ class Server(ABC):
         if reported is None:
             return None
         if not setting.quantized:
-            return reported in _PLAIN
+            return reported in PLAIN
         try:
             names = {c.name for c in self.known.choice(setting)}
         except NybbleError:
             names = set()
         names |= set(setting.types)
-        return _SAME.get(reported, reported) in {_SAME.get(n, n) for n in names}
+        return SAME.get(reported, reported) in {SAME.get(n, n) for n in names}
 
 
 @contextmanager
