@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nybble.planning.request import CardChoice, PlanRequest
     from nybble.results.plans import CostComparison, Plan
     from nybble.results.records import Measurement
+    from nybble.runtime.attention import attach
+    from nybble.runtime.cache import Cache
     from nybble.scoring.calibrate import Calibrated, calibrate
     from nybble.scoring.measure import Result, measure, plan_cells
     from nybble.scoring.request import MeasureRequest
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from nybble.serving.verify import VerifyRequest, verify
 
 __all__ = [
+    "Cache",
     "Calibrated",
     "CardChoice",
     "CostComparison",
@@ -46,6 +49,7 @@ __all__ = [
     "ServeRequest",
     "VerifyRequest",
     "__version__",
+    "attach",
     "calibrate",
     "cost",
     "deploy",
@@ -60,6 +64,7 @@ __all__ = [
 
 # Imported when first asked for: child processes and short commands need little of it.
 _PLACES = {
+    "Cache": "runtime.cache",
     "Calibrated": "scoring.calibrate",
     "CardChoice": "planning.request",
     "CostComparison": "results.plans",
@@ -77,6 +82,7 @@ _PLACES = {
     "Result": "scoring.measure",
     "ServeRequest": "serving.serve",
     "VerifyRequest": "serving.verify",
+    "attach": "runtime.attention",
     "calibrate": "scoring.calibrate",
     "cost": "planning.costs",
     "deploy": "serving.deploy",

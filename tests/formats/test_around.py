@@ -29,6 +29,7 @@ AROUND = st.builds(
     scale=st.booleans(),
     search=st.booleans(),
     rotate=st.sampled_from(["", "32", "random", "llama"]),
+    latent=st.booleans(),
     at=st.lists(AT, max_size=3).map(tuple),
 )
 
@@ -43,7 +44,7 @@ def settings(draw: st.DrawFn) -> KVSetting:
     try:
         return make(*kind, rotation, around)
     except NybbleError:
-        return make(*kind, rotation, replace(around, chunk=0, recent=0))
+        return make(*kind, rotation, replace(around, chunk=0, recent=0, latent=False))
 
 
 SETTINGS = settings()
@@ -109,6 +110,7 @@ def test_layers_by_hand(layers: tuple[int, ...], text: str) -> None:
         ("q4_0+at0-1h1:Q8_0/f16", "q4_0/q4_0+at0.1h1:q8_0/f16"),
         ("q4_0+first4+first8", "q4_0/q4_0+first8"),
         ("q4_0-norot+search", "q4_0/q4_0-norot+search"),
+        ("q8_0/q4_0+at0:f16/f16+latent+rot32", "q8_0/q4_0+rot32+latent+at0:f16/f16"),
         ("q4_0+at1:q8_0/q8_0+at0:f16/f16", "q4_0/q4_0+at1:q8_0/q8_0+at0:f16/f16"),
         ("turboquant_4bit_nc", "turboquant_k4/turboquant_v4+skip0.1.-2.-1"),
         ("turboquant_4bit_nc+skip0", "turboquant_k4/turboquant_v4+skip0"),
@@ -128,6 +130,7 @@ VALUES = {
     "scale": ["2"],
     "search": ["ed"],
     "rot": ["", "64", "none", "ate"],
+    "latent": ["1", "s"],
     "at": ["", "0", "0:q4_0", "0:q4_0/", "0/q4_0/q4_0", "h1:q4_0/q4_0", "0h:q4_0/q4_0",
            "0h-1:f16/f16", "0:q4_0/q4_0/q4_0", "x:q4_0/q4_0", "2-1:q4_0/q4_0"],
 }  # fmt: skip
@@ -207,6 +210,16 @@ def test_no_rotation_to_switch_off_under_one_of_its_own() -> None:
     with pytest.raises(NybbleError, match="no rotation that could be switched off"):
         parse("q4_0-norot+rot32")
     assert parse("f16-norot+at0:q4_0/q4_0").rotation is False
+
+
+def test_a_latent_is_a_value() -> None:
+    setting = parse("q8_0/q4_0+skip0+latent")
+    assert setting.around.latent and not setting.llamacpp and setting.quantized
+    assert str(setting.apart) == "q8_0/q4_0+skip0" and setting.apart.apart == setting.apart
+    assert [str(h) for h in setting.halves()] == ["q8_0/f16+skip0", "f16/q4_0+skip0"]
+    for text in ("turboquant_k4/turboquant_v4+latent", "q4_0+latent+at3:kivi_k4/f16"):
+        with pytest.raises(NybbleError, match="a latent is a value, and .* made for keys"):
+            parse(text)
 
 
 def test_halves_have_one_quantized_side() -> None:

@@ -187,6 +187,13 @@ class TestFromSettings:
         layer_stores(parse("f16/q4_0+mean"), LAYER)  # no quantized key, nothing to centre
         layer_stores(parse("q4_0+mean+skip1"), LAYER)
 
+    @pytest.mark.parametrize("sizing", [False, True])
+    def test_a_latent_is_not_simulated(self, sizing: bool) -> None:
+        with pytest.raises(NybbleError, match="the runtime's own") as caught:
+            layer_stores(parse("q4_0+latent"), LAYER, sizing=sizing)
+        assert caught.value.allowed == "q4_0/q4_0"
+        layer_stores(parse("q4_0+latent").apart, LAYER, sizing=sizing)
+
     @pytest.mark.parametrize(
         ("text", "k", "v"),
         [

@@ -1,7 +1,7 @@
 """What surrounds a type in a setting: protected tokens, windows, layers, means, scales, rotations.
 
 Written behind the types with a plus sign each, in any order; the canonical order is that of
-`Around`'s fields: `q4_0/q4_0+first4+recent128+skip0.-1+mean+scale+search+rot32`.
+`Around`'s fields: `q4_0/q4_0+first4+recent128+skip0.-1+mean+scale+search+rot32+latent`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class Around:
         scale: scale K's channels by the calibrated (E[k^2] / E[q^2]) ** (1/4).
         search: choose every block's scale by least error.
         rotate: a rotation put around types that have none of their own.
+        latent: where keys are a function of the values (`models.geometry.Layer.k_is_v`), keep the
+            value alone, in the type named for K. Another cache with another loss, and so a part of
+            the setting.
         at: other types in some layers or heads.
     """
 
@@ -66,6 +69,7 @@ class Around:
     scale: bool = False
     search: bool = False
     rotate: str = ""
+    latent: bool = False
     at: tuple[At, ...] = ()
 
     def __str__(self) -> str:
@@ -75,6 +79,7 @@ class Around:
         parts += [f"+skip{join_layers(self.skip)}"] if self.skip else []
         parts += [f"+{n}" for n in ("mean", "scale", "search") if getattr(self, n)]
         parts += [f"+rot{self.rotate}"] if self.rotate else []
+        parts += ["+latent"] if self.latent else []
         return "".join([*parts, *map(str, self.at)])
 
     def merged(self, other: Around) -> Around:
@@ -166,6 +171,7 @@ _READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "scale": (_flag, "+scale"),
     "search": (_flag, "+search"),
     "rot": (_rotate, "+rot32, +rotrandom or +rotllama"),
+    "latent": (_flag, "+latent"),
     "at": (_at, "+at0.5-7:q8_0/q4_0 or +at3h1:q4_0/f16"),
 }
 

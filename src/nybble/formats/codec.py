@@ -22,6 +22,16 @@ from nybble.formats.search import Searched
 from nybble.formats.setting import KVSetting, check_head_size
 
 
+# model_types whose GGUFs hold K's channels interleaved: what calls LlamaModel.permute in
+# llama.cpp's conversion/, by subclassing with undo_permute (llama, granite, mistral3) or itself
+# (olmo, internlm).
+GGUF_PERMUTED = {
+    "llama", "mistral", "ministral3", "mixtral", "arcee", "smollm3", "iquestcoder", "internlm3",
+    "olmo", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "granite_swa",
+    "granitemoe_swa", "bamba",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Layer:
     """What a codec must know of a layer.
@@ -205,8 +215,8 @@ def layer_stores(
         sizing: only bytes are asked for, so no calibration is needed.
 
     Raises:
-        NybbleError: a type that does not fit, a layer or head the model does not have, or no
-            calibration where one is needed.
+        NybbleError: a type that does not fit, a layer or head the model does not have, a latent
+            cache, or no calibration where one is needed.
     """
     _check_layers(setting, layer)
     types = setting.at_layer(layer.index, layer.count)
@@ -221,6 +231,13 @@ def layer_stores(
     last = max(i for i, (head, _, _) in enumerate(types) if head is None)
     found: tuple[list[tuple[int | None, Codec]], list[tuple[int | None, Codec]]] = ([], [])
     stats = calibration.layers.get(layer.index) if calibration else None
+    if stats is not None and stats.mean.shape != (layer.heads, layer.k_dim):
+        raise NybbleError(
+            "this calibration is of another model",
+            seen=f"layer {layer.index}: {' x '.join(map(str, stats.mean.shape))} channels of keys",
+            allowed=f"{layer.heads} x {layer.k_dim}",
+            hint="nybble calibrate MODEL",
+        )
     for head, *names in types[last:]:
         for side, name, dim, codecs in zip(
             "KV", names, (layer.k_dim, layer.v_dim), found, strict=True
@@ -241,6 +258,12 @@ def layer_stores(
 
 
 def _check_layers(setting: KVSetting, layer: Layer) -> None:
+    if setting.around.latent:  # a key is then made of a value, by weights that no codec has
+        raise NybbleError(
+            "a latent cache is the runtime's own: K and V are stored apart here",
+            seen=str(setting), allowed=str(setting.apart),
+            hint=f"--kv {setting.apart}, or nybble generate MODEL --kv {setting}",
+        )  # fmt: skip
     check_head_size(setting, [layer.k_dim], [layer.v_dim])
     named = [*setting.around.skip, *(n for at in setting.around.at for n in at.layers)]
     outside = [n for n in named if not -layer.count <= n < layer.count]

@@ -58,13 +58,29 @@ class Int4PerTokenHead(KVType):
 
     def dequantize(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
         """(code - zero point) times the scale without its lowest 4 bits, turned back."""
+        return _turned_back(self.coded(data, head_dim))
+
+    def coded(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """The same before it is turned back."""
         hidden = from_f32(data[..., head_dim // 2 :]).view(torch.int32)
         scale = (hidden & ~_ZERO_MASK).view(torch.float32)
         codes = unpack_codes(data[..., : head_dim // 2], 4).float()
-        turned = (codes - (hidden & _ZERO_MASK)) * scale
-        n = head_dim & -head_dim
-        back = butterfly(blocks(turned, n)) * signs(n).to(data.device)
-        return (back / n).flatten(-2)
+        return (codes - (hidden & _ZERO_MASK)) * scale
+
+    def query_in(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The transform is its own inverse but for a factor n, so queries turn alike."""
+        n = q.shape[-1] & -q.shape[-1]
+        return (butterfly(blocks(q, n) * signs(n).to(q.device)) / n).flatten(-2), None
+
+    def sum_out(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Turned back: the transform again, divided by its size."""
+        return _turned_back(y)
+
+
+def _turned_back(y: torch.Tensor) -> torch.Tensor:
+    n = y.shape[-1] & -y.shape[-1]
+    back = butterfly(blocks(y, n)) * signs(n).to(y.device)
+    return (back / n).flatten(-2)
 
 
 TYPES = (

@@ -78,6 +78,35 @@ class KVType(ABC):
     def dequantize(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
         """Read vectors back: the inverse of `quantize`, float32 [..., n, head_dim]."""
 
+    # A type may turn a head before it codes it. Whoever reads many tokens for one query need not
+    # turn each of them back: it reads what is coded, with the query turned once, and turns the
+    # weighted sum back once. `coded`, `query_in` and `sum_out` are those three.
+
+    def coded(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """Read what was coded, without turning it back: float32 like `dequantize`."""
+        return self.dequantize(data, head_dim)
+
+    def query_in(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Turn queries so that their product with `coded` is that with `dequantize`.
+
+        Args:
+            q: float32 [..., heads, n, head_dim].
+
+        Returns:
+            Queries of the same shape, and what is to be added to every product of a query,
+            [..., heads, n], or None for nothing.
+        """
+        return q, None
+
+    def sum_out(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Turn sums of weighted `coded` values back into sums of weighted values.
+
+        Args:
+            y: float32 [..., heads, n, head_dim].
+            weight: the sum of the weights, [..., heads, n, 1].
+        """
+        return y
+
     def of_side(self, side: str) -> KVType:
         """The type as it stores one side; most types store both alike."""
         return self

@@ -160,11 +160,24 @@ class Nyb4(KVType):
         best = torch.where(nothing, zero.floor(), best)
         return best.to(torch.uint8), torch.where(nothing, 0.0, scale).to(torch.uint8)
 
-    def _decode(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _scaled(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         levels = self._levels(codes.device)
         e = (scale & 127).float()
         d = torch.where(scale > 127, -1.0, 1.0) * torch.exp2((e - _ONE) / 8)
-        return self._turn_back((codes.float() - _zero(levels)) * torch.where(e > 0, d, 0.0))
+        return (codes.float() - _zero(levels)) * torch.where(e > 0, d, 0.0)
+
+    def query_in(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """q . (y H back + centre) = (q back' H) . y + q . centre, H the rotation."""
+        assert self.centre is not None and self.back is not None
+        turned = q @ self.back.mT if self.side == "K" else q * self.back
+        bias = (q * self.centre).sum(-1)
+        return rotate(turned, self._mixed(q.shape[-1])), bias
+
+    def sum_out(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The sum turned back, and the centre as often as was summed."""
+        assert self.centre is not None and self.back is not None
+        x = unrotate(y, self._mixed(y.shape[-1]))
+        return (x @ self.back if self.side == "K" else x * self.back) + self.centre * weight
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Scales of all groups, then each group's planes, widest plane first."""
@@ -182,6 +195,10 @@ class Nyb4(KVType):
 
     def dequantize(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
         """The inverse."""
+        return self._turn_back(blocks(self.coded(data, head_dim), group_size(head_dim, self.side)))
+
+    def coded(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """Codes times scales, in the calibrated and rotated basis."""
         group = group_size(head_dim, self.side)
         groups = head_dim // group
         heads = []
@@ -196,11 +213,11 @@ class Nyb4(KVType):
                     at += size
                 parts.append(code)
             heads.append(torch.stack(parts, -2))
-        return self._decode(torch.stack(heads), data[..., :groups, None])
+        return self._scaled(torch.stack(heads), data[..., :groups, None]).flatten(-2)
 
     def roundtrip(self, x: torch.Tensor) -> torch.Tensor:
         """Without packing in between, which changes nothing (tests hold that)."""
-        return self._decode(*self._encode(x.float()))
+        return self._turn_back(self._scaled(*self._encode(x.float())))
 
 
 def _zero(levels: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,11 @@ class KVSetting:
         return kv_type(self.v).of_side("V")
 
     @property
+    def latent_type(self) -> KVType:
+        """The type of a latent: a value in the type named for K, stored as values are."""
+        return kv_type(self.k).of_side("V")
+
+    @property
     def quantized(self) -> bool:
         """Whether at least one side is quantized somewhere."""
         return any(kv_type(name).quantized for name in self.types)
@@ -71,17 +76,23 @@ class KVSetting:
         return known and self.around == PLAIN
 
     @property
+    def apart(self) -> KVSetting:
+        """The same with K and V apart in every layer: without `+latent`."""
+        return replace(self, around=replace(self.around, latent=False))
+
+    @property
     def bits(self) -> float:
         """Stored bits an element, mean of K and V at a head size of 128."""
         return (self.k_type.bits + self.v_type.bits) / 2
 
     def halves(self) -> tuple[KVSetting, KVSetting]:
-        """K alone and V alone: the other side left in f16."""
-        k_at = tuple(replace(at, v="f16") for at in self.around.at)
-        v_at = tuple(replace(at, k="f16") for at in self.around.at)
+        """K alone and V alone: the other side left in f16. A latent has no halves."""
+        around = self.apart.around
+        k_at = tuple(replace(at, v="f16") for at in around.at)
+        v_at = tuple(replace(at, k="f16") for at in around.at)
         return (
-            make(self.k, "f16", self.rotation, replace(self.around, at=k_at)),
-            make("f16", self.v, self.rotation, replace(self.around, at=v_at)),
+            make(self.k, "f16", self.rotation, replace(around, at=k_at)),
+            make("f16", self.v, self.rotation, replace(around, at=v_at)),
         )
 
     def at_layer(self, layer: int, n_layers: int) -> list[tuple[int | None, str, str]]:
@@ -97,8 +108,8 @@ def make(k: str, v: str, rotation: bool = True, around: Around = PLAIN) -> KVSet
     """Build a setting; rotation is dropped to its default where nothing is rotated.
 
     Raises:
-        NybbleError: an unknown type, one that is made for the other side, or windows that
-            contradict each other or the type.
+        NybbleError: an unknown type, one that is made for the other side or, of a latent, for keys
+            alone, or windows that contradict each other or the type.
     """
     pairs = [(k, v), *((a.k, a.v) for a in around.at)]
     types = [(kv_type(a), kv_type(b)) for a, b in pairs]
@@ -113,6 +124,8 @@ def make(k: str, v: str, rotation: bool = True, around: Around = PLAIN) -> KVSet
                     hint="nybble formats",
                 )
     _check_windows(around, [t for pair in types for t in pair])
+    if around.latent:
+        _check_latent([k_type for k_type, _ in types])
     switchable = not around.rotate and any(t.rotation == "llama" for pair in types for t in pair)
     return KVSetting(types[0][0].name, types[0][1].name, rotation or not switchable, around)
 
@@ -131,6 +144,17 @@ def _check_windows(around: Around, types: list[KVType]) -> None:
                 f"{kind.name} stores {kind.tokens} tokens together, which this window would cut",
                 seen=f"+recent{around.recent}" if around.recent else f"+chunk{around.chunk}",
                 allowed=f"+chunk of a multiple of {kind.tokens}, or the type's own window",
+            )
+
+
+def _check_latent(keys: list[KVType]) -> None:
+    for kind in keys:
+        if "V" not in kind.sides:
+            raise NybbleError(
+                f"a latent is a value, and {kind.name} is made for keys",
+                seen=f"{kind.name} with +latent",
+                allowed="a type for K and V as the K type, for example q4_0",
+                hint="nybble formats",
             )
 
 

@@ -18,17 +18,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nybble.engines.transformers.attention import NAME, Lanes, Watcher, attend, reading
 from nybble.errors import EngineError
-from nybble.formats.codec import Layer, Through
+from nybble.formats.codec import GGUF_PERMUTED, Layer, Through
 from nybble.formats.kvtype import KVType
 
-# model_types whose GGUFs hold K's channels interleaved: what calls LlamaModel.permute in
-# llama.cpp's conversion/, by subclassing with undo_permute (llama, granite, mistral3) or itself
-# (olmo, internlm).
-_GGUF_PERMUTED = {
-    "llama", "mistral", "ministral3", "mixtral", "arcee", "smollm3", "iquestcoder", "internlm3",
-    "olmo", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "granite_swa",
-    "granitemoe_swa", "bamba",
-}  # fmt: skip
 _VOCABULARY = 32_768  # rows of the head converted to float32 at a time
 
 AttentionInterface.register(NAME, attend)
@@ -91,7 +83,7 @@ class TorchModel:
         self.device = next(model.parameters()).device
         text = self._model.config.get_text_config()
         self.n_vocab = int(text.vocab_size)
-        self.gguf_order = text.model_type in _GGUF_PERMUTED
+        self.gguf_order = text.model_type in GGUF_PERMUTED
         self._owners: dict[int, int] = {}
         self._output: type[Any] = BaseModelOutputWithPast
         self.shapes = self._shapes(int(text.num_hidden_layers))
