@@ -26,6 +26,7 @@ from nybble.results.plans import Plan
 
 ROOT = Path(__file__).parents[1]
 MODEL, CARD = "gemma-4-31b-qat", "rtx-4090"
+LATENT = "q4_0/q4_0+latent"
 COMMAND = ("plan", MODEL, "--gpu", CARD)
 MODELS = {  # and which published file
     "gemma-4-12b-qat": "q4_0", "gemma-4-26b-a4b-qat": "q4_0", "gemma-4-31b-qat": "q4_0",
@@ -91,6 +92,35 @@ def by_engine() -> tuple[str, dict[str, Any]]:
     return table(["engine", "KV type", "bits", "bytes/token", "largest context"], lines), kept
 
 
+def whole_context() -> tuple[str, str, dict[str, Any]]:
+    """The runtime at the model's own longest context: a table, and a sentence for the README.
+
+    Weights are what differs most between checkpoints of 4 bits, so what is left for larger ones
+    is told too.
+    """
+    made = plan(PlanRequest(MODEL, cards=CardChoice(CARD), engines=("nybble",)))
+    longest, room, weights = made.context_length, made.budget or 0, made.weights_bytes
+    kept: dict[str, dict[str, Any]] = {}
+    lines = []
+    for fit in made.fits:
+        needs = fit.memory[longest]
+        most = weights + room - needs
+        kept[fit.setting] = {"largest": fit.largest_context, "bytes": needs, "weights": most}
+        lines.append([fit.setting, f"{fit.bytes_per_token:,.0f}", largest(fit), gib(needs),
+                      gib(most) if needs <= room else "-"])  # fmt: skip
+    head = ["KV type", "bytes/token", "largest context", f"GiB at {longest:,}",
+            "with weights of up to"]  # fmt: skip
+    best = kept[LATENT]
+    said = (
+        f"In nybble's own runtime the whole {longest:,} tokens fit: `{LATENT}` keeps one latent "
+        f"where K is a function of V, {gib(best['bytes'])} GiB in all, and leaves room for "
+        f"weights of up to {gib(best['weights'])} GiB."
+        if best["largest"] == longest
+        else f"In nybble's own runtime `{LATENT}` holds {best['largest']:,} tokens."
+    )
+    return table(head, lines), said, kept
+
+
 def main() -> None:
     """Remake everything."""
     put(ROOT / "README.md", "plan", shown())
@@ -100,6 +130,9 @@ def main() -> None:
     for name, make in (("cards", by_card), ("models", by_model), ("engines", by_engine)):
         text, result[name] = make()
         put(ROOT / "docs" / "plan.md", name, text)
+    text, said, result["runtime"] = whole_context()
+    put(ROOT / "docs" / "plan.md", "runtime", text)
+    put(ROOT / "README.md", "latent", said)
     costs = cost(CostRequest(MODEL, WAYS, LOAD, apis=("gemma-4-31b",), curve=True))
     header = ["option", "how", "sequences", "cards", "busy", "USD/month", "USD per M answer tokens"]
     lines = [cells(r)[: len(header)] for r in costs.costs if not r.refused]

@@ -124,6 +124,15 @@ class TestAnswers:
         code, out, _ = said(*MODEL, "--engine", "llama.cpp", "--context", 131072)
         assert code == 0 and "q8_0/q4_0 in llama.cpp holds 131,072 tokens" in out
 
+    def test_the_chosen_engine_has_its_say(self, said: Run) -> None:
+        """What nobody timed is picked only by name."""
+        code, out, _ = said(*MODEL, "--context", 262144)
+        assert code == 1 and "do not fit" in out
+        code, out, _ = said(*MODEL, "--context", 262144, "--engine", "nybble")
+        flat = " ".join(out.split())
+        assert code == 0 and "q8_0/q8_0+latent in nybble holds 262,144 tokens" in flat
+        assert "note: nybble: weights of few bits" in flat and "no speed is told" in flat
+
     def test_does_not_fit(self, said: Run) -> None:
         code, out, _ = said(*MODEL, "--engine", "llama.cpp", "--context", 131072, "--users", 2)
         assert code == 1 and "2 x 131,072 tokens do not fit on rtx-4090" in out

@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
 def test_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "engines", "--json")
     lines = {line["name"]: line for line in json.loads(out)}
-    assert code == 0 and len(lines) == 10 and "q4_0" in lines["llama.cpp"]["types"].split()
+    assert code == 0 and len(lines) == 11 and "q4_0" in lines["llama.cpp"]["types"].split()
 
 
 def test_one_engine_on_one_card(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from nybble.planning.memory.exllamav2 import ExLlamaV2
 from nybble.planning.memory.exllamav3 import ExLlamaV3
 from nybble.planning.memory.lmdeploy import LMDeploy
 from nybble.planning.memory.mlx_lm import MlxLm
+from nybble.planning.memory.nybble import Nybble
 from nybble.planning.memory.sglang import SGLang
 from nybble.planning.memory.tensorrt_llm import TensorRTLLM
 from nybble.planning.memory.transformers import Transformers
@@ -26,8 +27,8 @@ from nybble.planning.memory.vllm import VLLM
 from nybble.planning.solve import Budget, Solver
 
 F16 = parse("f16")
-ENGINES = (ExLlamaV2(), ExLlamaV3(), LMDeploy(), MlxLm(), SGLang(), TensorRTLLM(), Transformers(),
-           VLLM())  # fmt: skip
+ENGINES = (ExLlamaV2(), ExLlamaV3(), LMDeploy(), MlxLm(), Nybble(), SGLang(), TensorRTLLM(),
+           Transformers(), VLLM())  # fmt: skip
 
 
 class Tiny(MemoryModel):
@@ -130,5 +131,6 @@ def test_engines_only_ever_grow(engine: MemoryModel, model: Geometry) -> None:
         for loads in ([Load(n) for n in contexts], [Load(5000, n) for n in users]):
             totals = [engine.memory(model, setting, load).total for load in loads]
             assert totals == sorted(totals), name
-    refused = {"exllamav2": (GEMMA4_E4B, QWEN3_NEXT, DEEPSEEK_V3), "lmdeploy": (GEMMA4, GEMMA4_E4B)}
+    refused = {"exllamav2": (GEMMA4_E4B, QWEN3_NEXT, DEEPSEEK_V3), "lmdeploy": (GEMMA4, GEMMA4_E4B),
+               "nybble": (QWEN3_NEXT, DEEPSEEK_V3)}  # fmt: skip
     assert bool(passed) == (model not in refused.get(engine.engine, ()))

@@ -21,6 +21,8 @@ transformers, with these around it:
   +mean        key mean removed             +scale       K channels scaled for Q
   +search      block scale by least error   +rot32       +rotrandom, +rotllama
   +at0.5-7:q8_0/q4_0  other types in some layers; +at3h1:... in one KV head
+  +latent      layers whose K is a function of V (Gemma 4's global ones) store V
+               alone, in the K type; nybble's own runtime only
 +mean, +scale and the type nyb4 use a calibration, made when missing (nybble
 calibrate)."""
 

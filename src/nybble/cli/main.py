@@ -24,8 +24,8 @@ _KEPT = ("measure", "calibrate", "harden")  # what they have finished is found a
 
 # In the order of the work. Imported when called: a plan takes less time than measuring's imports.
 COMMANDS = (
-    "measure", "plan", "cost", "harden", "calibrate", "engines", "config", "serve", "verify",
-    "bench", "watch", "doctor", "formats", "completion",
+    "measure", "plan", "cost", "harden", "calibrate", "generate", "engines", "config", "serve",
+    "verify", "bench", "watch", "doctor", "formats", "completion",
 )  # fmt: skip
 
 

@@ -160,7 +160,8 @@ def _show(made: Plan, engines: tuple[str, ...], explain: bool, form: str | None)
             if fit.engine in shown and not fit.refused:
                 out.print()
                 out.print(table.explain(fit, made.sequences))
-    said = table.notes(made, shown)
+    chosen = [made.choice.engine] if made.choice is not None and made.choice.engine else []
+    said = table.notes(made, list(dict.fromkeys([*shown, *chosen])))
     if engines or explain:
         said += [f"not planned: {text}" for text in table.refusals(made)]
     if said:

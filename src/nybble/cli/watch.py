@@ -58,6 +58,8 @@ def watch(
 
     names = dict.fromkeys(name.strip().lower() for name in engines) or registry.NAMES
     known = [registry.engine(name) for name in names]
+    if not engines:  # nobody else releases nybble's own runtime
+        known = [one for one in known if one.packages or one.repository]
     with console.BarProgress(quiet) as progress:
         progress.stage(f"{'reading copies' if offline else 'asking'} about {len(known)} engines")
 

@@ -80,7 +80,11 @@ class KVType(ABC):
 
     # A type may turn a head before it codes it. Whoever reads many tokens for one query need not
     # turn each of them back: it reads what is coded, with the query turned once, and turns the
-    # weighted sum back once. `coded`, `query_in` and `sum_out` are those three.
+    # weighted sum back once. `coded`, `query_in` and `sum_out` do that; `turn_in` is for writers.
+
+    def turn_in(self, x: torch.Tensor) -> torch.Tensor:
+        """What is coded, float32 [..., heads, n, head_dim]; `coded` reads it back."""
+        return x
 
     def coded(self, data: torch.Tensor, head_dim: int) -> torch.Tensor:
         """Read what was coded, without turning it back: float32 like `dequantize`."""

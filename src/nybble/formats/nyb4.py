@@ -166,6 +166,10 @@ class Nyb4(KVType):
         d = torch.where(scale > 127, -1.0, 1.0) * torch.exp2((e - _ONE) / 8)
         return (codes.float() - _zero(levels)) * torch.where(e > 0, d, 0.0)
 
+    def turn_in(self, x: torch.Tensor) -> torch.Tensor:
+        """Centred, in the calibrated basis, rotated."""
+        return self._turn(x.nan_to_num(0.0)).flatten(-2)
+
     def query_in(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """q . (y H back + centre) = (q back' H) . y + q . centre, H the rotation."""
         assert self.centre is not None and self.back is not None

@@ -17,6 +17,7 @@ from nybble.models.folder import (
     chat_template,
     check_tokenizer,
     context_length,
+    quantization,
     read_config,
     weight_files,
 )
@@ -44,6 +45,11 @@ class Checkpoint:
     context_length: int | None
     chat_template: str | None
 
+    @property
+    def quantization(self) -> str | None:
+        """How a folder's weights are quantized, as its config.json names it."""
+        return quantization(self.config)
+
     def fingerprint(self, cache: Path) -> str:
         """SHA-256 in hex of the contents that decide the logits.
 
@@ -60,12 +66,13 @@ class Checkpoint:
         return files_sha256(self.files, cache)
 
 
-def resolve(model: str | Path) -> Checkpoint:
+def resolve(model: str | Path, *, packed: bool = False) -> Checkpoint:
     """Find a model and check everything but its weights.
 
     Args:
         model: a GGUF file, a folder with config.json, tokenizer.json and safetensors, or the id of
             a hub model that is in the local Hugging Face cache. A path that exists goes first.
+        packed: whether a folder's weights may be quantized.
 
     Raises:
         ModelFileError: it is not there, damaged, hostile, or of a kind nybble does not load.
@@ -73,7 +80,7 @@ def resolve(model: str | Path) -> Checkpoint:
     path = Path(model)
     try:
         if path.is_dir():
-            return _folder(path, path.resolve().name or str(path))
+            return _folder(path, path.resolve().name or str(path), packed)
         if path.is_file():
             return _file(path)
         there = path.exists() or path.is_symlink()
@@ -85,7 +92,7 @@ def resolve(model: str | Path) -> Checkpoint:
     text = str(model)
     if not is_hub_id(text) or text.endswith(".gguf"):
         raise _nothing(path)
-    return _folder(snapshot(text), text)
+    return _folder(snapshot(text), text, packed)
 
 
 def _file(path: Path) -> Checkpoint:
@@ -124,8 +131,8 @@ def _nothing(path: Path) -> ModelFileError:
                           "google/gemma-3-270m", hint="check the path")  # fmt: skip
 
 
-def _folder(path: Path, name: str) -> Checkpoint:
-    config = read_config(path)
+def _folder(path: Path, name: str, packed: bool) -> Checkpoint:
+    config = read_config(path, packed=packed)
     files = weight_files(path)
     check_tokenizer(path)
     return Checkpoint(

@@ -50,8 +50,12 @@ def names_in(folder: Path) -> list[str]:
                              hint="check the permissions of the folder") from e  # fmt: skip
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:
     """Return config.json, checked for what nybble does not load.
+
+    Args:
+        folder: of the model.
+        packed: whether quantized weights will do.
 
     Raises:
         ModelFileError: there is none, it is damaged, or the model needs code of its own, is
@@ -75,14 +79,12 @@ def read_config(folder: Path) -> dict[str, Any]:
                              seen=f"model_type {show(kind)} in {folder / 'config.json'}",
                              allowed='a name such as "llama"',
                              hint="take config.json from where the model came from")  # fmt: skip
-    for part in parts:
-        method = part.get("quantization_config") or part.get("compression_config")
-        if method:
-            name = method.get("quant_method") if isinstance(method, Mapping) else method
-            raise ModelFileError("The weights of this model are quantized, which would hide what "
-                                 "the KV cache costs", seen=f"quantization_config: {show(name)}",
-                                 allowed="weights in float32, float16 or bfloat16",
-                                 hint="use the model's unquantized weights")  # fmt: skip
+    method = quantization(config)
+    if method is not None and not packed:
+        raise ModelFileError("The weights of this model are quantized, which would hide what "
+                             "the KV cache costs", seen=f"quantization_config: {show(method)}",
+                             allowed="weights in float32, float16 or bfloat16",
+                             hint="use the model's unquantized weights")  # fmt: skip
     if "adapter_config.json" in names:
         raise ModelFileError("This folder holds an adapter (LoRA) for a model",
                              seen=folder / "adapter_config.json", allowed="a whole model",
@@ -103,6 +105,15 @@ def read_config(folder: Path) -> dict[str, Any]:
                              allowed="a causal language model",
                              hint="name the folder of a text generation model")  # fmt: skip
     return config
+
+
+def quantization(config: Mapping[str, Any]) -> str | None:
+    """How config.json says the weights are quantized, for example "torchao"; None if not."""
+    for part in (config, *_nested(config)):
+        method = part.get("quantization_config") or part.get("compression_config")
+        if method:
+            return str(method.get("quant_method") if isinstance(method, Mapping) else method)
+    return None
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

@@ -32,7 +32,9 @@ def choose(plan: Plan, request: PlanRequest, geometry: Geometry, at: Seats | Non
     if at is None:
         raise NybbleError("what fits depends on a card", seen="no card",
                           hint="--gpu rtx-4090 or --this-machine")  # fmt: skip
-    rows = [fit for fit in plan.fits if not fit.refused]
+    # What nobody has timed is told, and picked only when asked for by name.
+    rows = [fit for fit in plan.fits
+            if not fit.refused and (request.engines or known(fit.engine).timed)]  # fmt: skip
     if request.max_kld is not None:
         rows = _good(rows, plan, request.max_kld)
     if request.context is None:
@@ -145,7 +147,7 @@ def _other_settings(
     asked = set(map(str, request.settings))
     for engine in dict.fromkeys(fit.engine for fit in ordered if asked):
         model = memory_model(engine)
-        for setting in map(parse, model.settings):
+        for setting in map(parse, model.listed(geometry)):
             try:
                 model.check(geometry, setting)
                 fits = Solver(model, geometry, setting, at.budget).fits(load)

@@ -235,9 +235,9 @@ def _option(
     decode = speeds.speed("decode", way.engine, way.setting, middle, held)
     prefill = speeds.speed("prefill", way.engine, way.setting, max(1, round(profile.tokens_in)))
     if decode is None or prefill is None:
-        raise NybbleError("its speed cannot be estimated: the card's bandwidth or FP16 rate, or "
-                          "the size of the weights, is not known",
-                          seen=way.cards.card.name)  # fmt: skip
+        raise NybbleError("its speed cannot be estimated: the card's bandwidth or FP16 rate, the "
+                          "size of the weights, or any run of the engine, is not known",
+                          seen=f"{way.engine} on {way.cards.card.name}")  # fmt: skip
     return Option(name, way.cards.card, way.cards.budget.cards, held, decode.tokens,
                   prefill.tokens, str(way.setting), context)  # fmt: skip
 

@@ -115,7 +115,7 @@ def _fits(engine: str, asked: _Asked, brief: bool) -> list[Fit]:
         why = f"{engine} does not run on {seats.card.name}: {', '.join(where.vendors)} only"
         return [Fit(engine, "-", refused=why)]
     settings: Sequence[KVSetting] = asked.request.settings
-    settings = settings or tuple(map(parse, model.settings))
+    settings = settings or tuple(map(parse, model.listed(asked.geometry)))
     return [_fit(model, setting, asked, brief) for setting in settings]
 
 
@@ -179,10 +179,11 @@ def _bits(geometry: Geometry, setting: KVSetting) -> float:
     grows = geometry.of_kind("global", "latent") or geometry.of_kind("sliding")
     total = elements = 0.0
     for layer in grows:
-        for kind, width, dim in (
-            (setting.k_type, layer.k_width, layer.k_dim),
-            (setting.v_type, layer.v_width, layer.v_dim),
-        ):
+        sides = [(setting.k_type, layer.k_width, layer.k_dim),
+                 (setting.v_type, layer.v_width, layer.v_dim)]  # fmt: skip
+        if setting.around.latent and layer.k_is_v:  # no key is stored
+            sides = [(setting.latent_type, layer.v_width, layer.v_dim)]
+        for kind, width, dim in sides:
             if width:
                 total += width * kind.bits_at(dim)
                 elements += width

@@ -96,6 +96,8 @@ def token_bytes(geometry: Geometry, setting: KVSetting, index: int) -> float:
         return 0.0 if layer.source is None else token_bytes(geometry, setting, layer.source)
     sides = (layer.k_dim, layer.v_dim)
     types = setting.at_layer(index, len(geometry.layers))
+    if setting.around.latent and layer.k_is_v and layer.kind == "global":
+        return layer.kv_heads * _side(types[-1][1], "V", layer.v_dim)  # read for K and V both
     if all(head is None for head, _, _ in types):
         return layer.kv_heads * _row(*types[-1][1:], *sides)
     found: list[tuple[str, str]] = [("f16", "f16")] * layer.kv_heads

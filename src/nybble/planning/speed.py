@@ -75,8 +75,8 @@ class Speeds:
     def speed(
         self, kind: str, engine: str, setting: KVSetting, context: int, sequences: int = 1
     ) -> Speed | None:
-        """One estimate; None where a number it needs is not known."""
-        if self.seats is None or self.geometry.weights is None:
+        """One estimate; None where a number it needs is not known, or nobody timed the engine."""
+        if self.seats is None or self.geometry.weights is None or not known(engine).timed:
             return None
         budget, chosen = self.seats.budget, self.seats.card
         split, experts = self.split or known(engine).split, experts_of(self.geometry)

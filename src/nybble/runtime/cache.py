@@ -22,6 +22,7 @@ from nybble.errors import NybbleError
 from nybble.formats.calibration import Calibration
 from nybble.formats.codec import GGUF_PERMUTED
 from nybble.formats.setting import KVSetting, parse
+from nybble.runtime.dispatch import kernel
 from nybble.runtime.guard import Guard
 from nybble.runtime.latent import find_latents
 from nybble.runtime.layer import LayerPlan, PackedLayer
@@ -112,6 +113,16 @@ class Cache(TransformersCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen; of any layer, since all see the same."""
         return max((layer.length for layer in self.packed), default=0)
+
+    @property
+    def kernel(self) -> str:
+        """What reads the cache, and why it is that."""
+        device = next((x.device for x in self.packed if x.is_initialized), None)
+        if device is None:
+            device = torch.device("cpu") if self.model is None else self.model.device
+        if not self._packed():
+            return "unpacked at every step (no nybble.attach)"
+        return kernel(device)
 
     def bytes_stored(self) -> int:
         """Bytes allocated for K and V, pages that are not full included; shared ones once."""

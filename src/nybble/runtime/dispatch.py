@@ -1,23 +1,82 @@
-"""Which kernel reads a strand: Triton on a GPU, native C on a CPU, else the reference.
+"""Which kernel reads and writes a strand: Triton on a GPU, native C on a CPU, else the reference.
 
-A kernel that lacks a type, a head size or a mask says so, and the reference takes its place with
+A kernel that lacks a type, a head size or a device says so, and the reference takes its place with
 one warning that names the reason. No kernel ever guesses.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from typing import TYPE_CHECKING
 
+import torch
+
+from nybble.formats.search import Searched
+from nybble.runtime import native_attend as native
+from nybble.runtime.native import active
+from nybble.runtime.pages import Pages
 from nybble.runtime.reference import Partial, Rows, attend
-from nybble.runtime.strand import Strand
+from nybble.runtime.side import Side
+
+if TYPE_CHECKING:
+    from nybble.runtime.strand import Strand
 
 _LOG = logging.getLogger("nybble.runtime")
 _TOLD: set[str] = set()
+# Query rows of one KV head from which unpacking a tile and multiplying by BLAS is faster.
+_MANY = 64
 
 
 def segment(strand: Strand, rows: Rows) -> Partial:
     """Attention of `rows` over the tokens of a strand; `acc` in the coded domain of its values."""
+    device = rows.q.device.type
+    if device == "cuda" and has_triton():
+        from nybble.runtime.triton import attend as triton
+
+        reason = triton.refusal(strand)
+        if reason is None and (rows.q.shape[2] <= _MANY and rows.added is None):
+            return triton.attend_strand(strand, rows)
+    else:
+        reason = native.refusal(strand) if device == "cpu" else f"no kernel for {device}"
+        if reason is None and rows.q.shape[2] <= _MANY:
+            return native.attend_strand(strand, rows)
+    if reason is not None:
+        tell_once(reason)
     return attend(rows, strand.coded, strand.v.dim)
+
+
+def write(side: Side, pages: Pages, x: torch.Tensor) -> None:
+    """Store tokens [B, heads, n, D] behind those of `pages`."""
+    searched = isinstance(side.kind, Searched)
+    if x.device.type == "cpu" and not searched and native.writes(native.Format.of(side)) is None:
+        first = pages.grow(x.shape[2])
+        native.quantize(native.Stored.of(side, pages), first, side.coded_in(x))
+        return
+    pages.append(*side.store(x))
+
+
+def coded(side: Side, pages: Pages, first: int, last: int) -> torch.Tensor:
+    """Live tokens [first, last) in the coded domain, float32 [B, heads, n, D]."""
+    if pages.device.type == "cpu" and native.capable(native.Format.of(side)) is None:
+        stored = native.Stored.of(side, pages)
+        return native.unpack(stored, pages.offset + first, last - first)
+    return side.coded(*pages.read(first, last))
+
+
+def has_triton() -> bool:
+    """Whether the GPU kernels can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def kernel(device: torch.device) -> str:
+    """The kernel that reads caches of this device, and why it is that one."""
+    if device.type == "cpu":
+        found = active()
+        return f"{found.name} ({found.reason})"
+    if device.type == "cuda" and has_triton():
+        return "triton"
+    return f"reference (no kernel for {device.type})"
 
 
 def tell_once(reason: str) -> None:

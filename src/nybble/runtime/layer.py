@@ -84,8 +84,9 @@ class PackedLayer(CacheLayerMixin):
         if plan.latent is not None:
             latent = Latent(*(x.to(device) for x in plan.latent))
         k, v = _sides(plan, shape, device)
-        first = v.codec.first if k is None else max(k.codec.first, v.codec.first)
-        recent = v.codec.reads.tokens if k is None else k.codec.reads.tokens
+        codecs = [side.codec for side in (k, v) if side is not None]
+        first = max(codec.first for codec in codecs)
+        recent = max(codec.reads.tokens for codec in codecs)
         raw_k = None if k is None else raw_side("K", shape.k_dim)
         raw_v = raw_side("V", shape.v_dim)
 

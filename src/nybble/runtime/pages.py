@@ -71,24 +71,34 @@ class Pages:
             page[..., PAGE * codes :].view(*rows, scales),
         )
 
+    def grow(self, n: int) -> int:
+        """Make room for n tokens, which count as live from now on.
+
+        Returns:
+            Where the first goes, counted from the start of the first page.
+        """
+        first = self.offset + self.count
+        if first % PAGE and self._shared[-1]:
+            self._pages[-1] = self._pages[-1].clone(memory_format=torch.contiguous_format)
+            self._shared[-1] = False
+            self._changed()
+        self.count += n
+        while (self.offset + self.count) > len(self._pages) * PAGE:
+            self._pages.append(self._spare.pop() if self._spare else self._new())
+            self._shared.append(False)
+            self._changed()
+        return first
+
     def append(self, codes: torch.Tensor, scales: torch.Tensor) -> None:
         """Add tokens: codes uint8 [B, heads, n, code_bytes], scales [B, heads, n, scale_bytes]."""
         n, done = codes.shape[2], 0
+        first = self.grow(n)
         while done < n:
-            at = (self.offset + self.count) % PAGE
-            if self.offset + self.count == len(self._pages) * PAGE:
-                self._pages.append(self._spare.pop() if self._spare else self._new())
-                self._shared.append(False)
-                self._changed()
-            elif self._shared[-1]:
-                self._pages[-1] = self._pages[-1].clone(memory_format=torch.contiguous_format)
-                self._shared[-1] = False
-                self._changed()
+            page, at = divmod(first + done, PAGE)
             take = min(PAGE - at, n - done)
-            to_codes, to_scales = self._views(self._pages[-1])
+            to_codes, to_scales = self._views(self._pages[page])
             to_codes[:, :, at : at + take] = codes[:, :, done : done + take]
             to_scales[:, :, at : at + take] = scales[:, :, done : done + take]
-            self.count += take
             done += take
 
     def drop(self, n: int) -> None:

@@ -46,19 +46,26 @@ class Side:
         Returns:
             Codes uint8 [B, heads, n, code_bytes] and scales uint8 [B, heads, n, scale_bytes].
         """
-        codec = self.codec
         # Types work head by head: [B, heads, n, D] -> [heads, B * n, D].
-        y = x.float().transpose(0, 1).flatten(1, 2)
+        y = self._around(x).transpose(0, 1).flatten(1, 2)
+        rows = self.codec.kind.quantize(y)
+        rows = rows.view(x.shape[1], x.shape[0], x.shape[2], self.layout.row_bytes).transpose(0, 1)
+        return self.layout.split(rows)
+
+    def coded_in(self, x: torch.Tensor) -> torch.Tensor:
+        """What a kernel that writes is given: tokens [B, heads, n, D] in the coded domain."""
+        return self.codec.kind.turn_in(self._around(x))
+
+    def _around(self, x: torch.Tensor) -> torch.Tensor:
+        """What the type itself gets of tokens, float32."""
+        codec, y = self.codec, x.float()
         if codec.mean is not None:
             y = y - codec.mean
         if codec.scale is not None:
             y = y / codec.scale
         if codec.order is not None:
             y = y[..., codec.order]
-        y = rotate(y, codec.rotation, random=codec.random)
-        rows = codec.kind.quantize(y)
-        rows = rows.view(x.shape[1], x.shape[0], x.shape[2], self.layout.row_bytes).transpose(0, 1)
-        return self.layout.split(rows)
+        return rotate(y, codec.rotation, random=codec.random)
 
     def coded(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Stored tokens as a kernel reads them, float32 [B, heads, n, D]."""

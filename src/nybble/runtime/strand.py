@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from nybble.runtime.dispatch import coded, write
 from nybble.runtime.latent import Latent
 from nybble.runtime.pages import Pages
 from nybble.runtime.side import Side
@@ -71,8 +72,8 @@ class Strand:
         if not keys.shape[2]:
             return
         if self.k is not None and self.k_pages is not None:
-            self.k_pages.append(*self.k.store(keys))
-        self.v_pages.append(*self.v.store(values))
+            write(self.k, self.k_pages, keys)
+        write(self.v, self.v_pages, values)
 
     def coded(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [first, last) of this strand as kernels see them, float32 [B, heads, n, D].
@@ -80,19 +81,18 @@ class Strand:
         Values are in the coded domain; so are keys, but for a latent's, which are as the model
         has them.
         """
-        v = self.v.coded(*self.v_pages.read(first, last))
+        v = coded(self.v, self.v_pages, first, last)
         if self.k is None or self.k_pages is None:
             assert self.latent is not None
             return self.latent.keys(self._values(v), self.start + first), v
-        return self.k.coded(*self.k_pages.read(first, last)), v
+        return coded(self.k, self.k_pages, first, last), v
 
     def states(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of tokens [first, last) as the model has them, float32."""
-        values = self.v.values(*self.v_pages.read(first, last))
-        if self.k is None or self.k_pages is None:
-            assert self.latent is not None
-            return self.latent.keys(values, self.start + first), values
-        return self.k.values(*self.k_pages.read(first, last)), values
+        k, v = self.coded(first, last)
+        if self.k is None:
+            return k, self._values(v)
+        return self.k.sum_out(k, torch.ones_like(k[..., :1])), self._values(v)
 
     def _values(self, y: torch.Tensor) -> torch.Tensor:
         return self.v.sum_out(y, torch.ones_like(y[..., :1]))

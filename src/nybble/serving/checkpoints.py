@@ -59,7 +59,7 @@ def checkpoint(model: str, file: str | None, found: Found, engine: str) -> Check
         return _gguf(model, file, found, engine)
     if found.kind == "catalogue":
         return _published(model, found, engine, kind)
-    if found.weights == "gguf" and engine != "transformers":
+    if found.weights == "gguf" and engine not in ("transformers", "nybble"):
         raise NybbleError(
             f"{engine} loads {_OWN.get(kind, kind)} weights, not GGUF", seen=model,
             allowed="a folder or hub id with config.json and such weights",

@@ -23,6 +23,7 @@ _PLACES: Mapping[str, tuple[str, str]] = MappingProxyType({
     "tensorrt-llm": ("tensorrt_llm", "TensorRTLLM"),
     "mlx-lm": ("mlx_lm", "MlxLm"),
     "transformers": ("transformers", "Transformers"),
+    "nybble": ("nybble", "Nybble"),
 })  # fmt: skip
 NAMES = tuple(_PLACES)
 

@@ -75,6 +75,9 @@ int32_t llama_vocab_bos(const llama_vocab *vocab);
 int32_t llama_vocab_eos(const llama_vocab *vocab);
 bool llama_vocab_get_add_bos(const llama_vocab *vocab);
 const char *llama_vocab_get_text(const llama_vocab *vocab, int32_t token);
+bool llama_vocab_is_eog(const llama_vocab *vocab, int32_t token);
+int32_t llama_token_to_piece(const llama_vocab *vocab, int32_t token, char *buf, int32_t length,
+  int32_t lstrip, bool special);
 int32_t llama_tokenize(const llama_vocab *vocab, const char *text, int32_t n_text,
   int32_t *tokens, int32_t n_max, bool add_special, bool parse_special);
 llama_memory_t llama_get_memory(const llama_context *ctx);

@@ -89,6 +89,26 @@ class Model:
             size = min(-n, 4 * len(data) + 8)  # what it says it needs
         raise EngineError("llama.cpp cannot tokenize this text", seen=f"{len(data)} bytes")
 
+    def pieces(self) -> list[bytes]:
+        """What each token adds to a text, in UTF-8 or a part of it; control tokens add nothing."""
+        size = 256  # a token longer than that is asked for once more
+        out = ffi.new("char[]", size)
+        found: list[bytes] = []
+        for token in range(self.vocabulary.n_tokens):
+            n = self._lib.llama_token_to_piece(self._vocab, token, out, size, 0, False)
+            if n < 0:
+                long = ffi.new("char[]", -n)
+                n = self._lib.llama_token_to_piece(self._vocab, token, long, -n, 0, False)
+                found.append(bytes(ffi.buffer(long, n)))
+            else:
+                found.append(bytes(ffi.buffer(out, n)))
+        return found
+
+    def ends(self) -> list[int]:
+        """Ids that end an answer: of a text, a turn or a message."""
+        every = range(self.vocabulary.n_tokens)
+        return [t for t in every if self._lib.llama_vocab_is_eog(self._vocab, t)]
+
     def context(
         self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False,
         on_node: Any = ffi.NULL, ubatch: int = UBATCH,

@@ -59,9 +59,12 @@ def load(
                 str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 dtype=dtype, attn_implementation=attention, output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
+                # Quantized weights do not move once they are loaded.
+                **({"device_map": {"": device}} if checkpoint.quantization else {}),
             )  # fmt: skip
         _refuse_gaps(info, folder)
-        model = model.to(device)
+        if not checkpoint.quantization:
+            model = model.to(device)
     except EngineError:
         raise
     except Exception as e:

@@ -7,6 +7,7 @@ class of transformers rebuilds the tokenizer in its own way. A GGUF's ids come f
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,8 @@ class Tokenizer:
                 "from one place",
             )
         return out
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without control tokens; a part of a character becomes U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text

@@ -98,6 +98,10 @@ class MemoryModel(ABC):
     source: str
     settings: tuple[str, ...]
 
+    def listed(self, geometry: Geometry) -> tuple[str, ...]:
+        """KV settings that a plan of this model lists by default; `settings` for most engines."""
+        return self.settings
+
     @abstractmethod
     def check(self, geometry: Geometry, setting: KVSetting) -> None:
         """Refuse what the engine refuses.

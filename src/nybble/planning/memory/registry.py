@@ -28,6 +28,7 @@ class Known:
         vendors: of cards, as `planning.cards.Card.vendor`.
         split: how several cards share a model by default.
         weights: files it loads: "gguf", "safetensors", "exl2", "exl3" or "mlx".
+        timed: whether published runs of it are among what speeds are estimated from.
     """
 
     module: str
@@ -35,6 +36,7 @@ class Known:
     vendors: tuple[str, ...] = _GPUS
     split: Literal["layer", "tensor"] = "tensor"
     weights: str = "safetensors"
+    timed: bool = True
 
 
 ENGINES: Mapping[str, Known] = MappingProxyType({
@@ -48,6 +50,7 @@ ENGINES: Mapping[str, Known] = MappingProxyType({
     "tensorrt-llm": Known("tensorrt_llm", "TensorRTLLM", ("nvidia", "what-if")),
     "mlx-lm": Known("mlx_lm", "MlxLm", ("apple", "what-if"), "layer", "mlx"),
     "transformers": Known("transformers", "Transformers", _ALL, "layer"),
+    "nybble": Known("nybble", "Nybble", _ALL, "layer", timed=False),
 })  # fmt: skip
 
 

@@ -87,6 +87,35 @@ def framed(document: Document, template: str, *, bos: str, eos: str, request: st
     )
 
 
+def conversation(
+    messages: list[Message],
+    template: str,
+    *,
+    bos: str,
+    eos: str,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
+    """Return a conversation in the model's own chat template, up to where the answer begins.
+
+    Args:
+        messages: as OpenAI's API has them, with text as content.
+        template: Jinja source of the template, as found in the model file; not trusted.
+        bos: text of the token the template prints as `bos_token`.
+        eos: text of the token the template prints as `eos_token`.
+        tools: functions the model may call, as OpenAI's API has them.
+
+    Raises:
+        NybbleError: the template is broken or hostile, or refuses the conversation.
+    """
+    variables = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": True}
+    try:
+        return _run(_compile(template), messages, tools or [], variables)
+    except _TemplateFailure as error:
+        raise NybbleError(
+            "the chat template of the model refuses this conversation", seen=error.message
+        ) from error
+
+
 class _TemplateFailure(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
