@@ -20,10 +20,10 @@ import httpx  # noqa: E402
 from generate_models import CONTEXT, runtime, text  # noqa: E402
 
 from nybble.errors import NybbleError  # noqa: E402
-from nybble.runtime import server_queue  # noqa: E402
 from nybble.runtime.generate import Limits  # noqa: E402
-from nybble.runtime.server import Server  # noqa: E402
-from nybble.runtime.server_endpoints import MOST_BYTES, Served  # noqa: E402
+from nybble.runtime.server import queue as server_queue  # noqa: E402
+from nybble.runtime.server.app import Server  # noqa: E402
+from nybble.runtime.server.endpoints import MOST_BYTES, Served  # noqa: E402
 
 NAME = "tiny"
 KEY = "a-secret"

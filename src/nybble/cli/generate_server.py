@@ -34,7 +34,7 @@ def address(host: str, port: int, file: Path | None) -> str | None:
         raise MissingExtraError("the server is not installed", hint=INSTALL,
                                 seen=f"missing: {', '.join(absent)}")  # fmt: skip
     from nybble.cli.options import key as from_environment
-    from nybble.runtime.server_listen import listen
+    from nybble.runtime.server.listen import listen
 
     key = from_environment() if file is None else _read(file)
     listen(host, port, key).close()
@@ -73,8 +73,8 @@ def run(
         key: API key that clients must show.
         options: host, port and quiet of the command.
     """
-    from nybble.runtime.server import Server
-    from nybble.runtime.server_endpoints import Served
+    from nybble.runtime.server.app import Server
+    from nybble.runtime.server.endpoints import Served
 
     def ready(url: str) -> None:
         if not options["quiet"]:

@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nybble.runtime.server_endpoints import Endpoints, Served, error_response
-from nybble.runtime.server_errors import ApiError
-from nybble.runtime.server_guard import Guarded
-from nybble.runtime.server_listen import listen
-from nybble.runtime.server_queue import Line
+from nybble.runtime.server.endpoints import Endpoints, Served, error_response
+from nybble.runtime.server.errors import ApiError
+from nybble.runtime.server.guard import Guarded
+from nybble.runtime.server.listen import listen
+from nybble.runtime.server.queue import Line
 
 _END_SECONDS = 3  # a connection may take when the server ends
 

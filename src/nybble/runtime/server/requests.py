@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nybble.runtime.sampling import MOST_TEMPERATURE, Sampling
-from nybble.runtime.server_errors import ApiError
+from nybble.runtime.server.errors import ApiError
 
 _STOPS = 4  # as OpenAI's API
 _COMPLETION_TOKENS = 16  # what OpenAI's API takes where a completion names no limit

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from nybble.runtime.generate import Limits, Runtime, Session
 from nybble.runtime.generate_report import Report
 from nybble.runtime.sampling import Sampling
-from nybble.runtime.server_errors import ApiError
+from nybble.runtime.server.errors import ApiError
 from nybble.runtime.text import Stops, Text
 
 MOST_WAITING = 64  # requests; one more would wait for most of an hour

@@ -15,10 +15,10 @@ from nybble.errors import NybbleError
 from nybble.runtime.generate import Runtime
 from nybble.runtime.generate_report import Report
 from nybble.runtime.sampling import Sampling
-from nybble.runtime.server_answers import DONE, Answers, error_event
-from nybble.runtime.server_errors import ApiError, failed, refused
-from nybble.runtime.server_queue import Job, Line
-from nybble.runtime.server_requests import ChatRequest, CompletionRequest, read
+from nybble.runtime.server.answers import DONE, Answers, error_event
+from nybble.runtime.server.errors import ApiError, failed, refused
+from nybble.runtime.server.queue import Job, Line
+from nybble.runtime.server.requests import ChatRequest, CompletionRequest, read
 from nybble.runtime.text import Text
 
 MOST_BYTES = 16 << 20  # of a request: a context of a million tokens is a third of that

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over one runtime, one answer at a time."""
