@@ -18,7 +18,7 @@ from nybble.scoring.prepare import prepare
 from nybble.scoring.request import Silent
 from nybble.scoring.statistics import Sample, ScoredChunk, paired_difference
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +53,7 @@ def _kld(row: Row) -> float:
     return row.metrics["mean_kld"].value
 
 
+@pytest.mark.slow
 def test_gemma_prose_is_in_the_known_ranges(gemma: Path, tmp_path: Path) -> None:
     kv = "q8_0/q8_0,q4_0/f16,f16/q4_0,q4_0/q4_0"
     m = measure(_request(gemma, tmp_path, kv, categories=("prose",), documents=2)).measurement
@@ -83,6 +84,7 @@ def _sample(folder: Path, setting: str) -> Sample:
     return Sample(chunks)
 
 
+@pytest.mark.long
 def test_decode_replay_agrees_with_prefill(gemma: Path, tmp_path: Path) -> None:
     """The same tokens past the window, one by one and in blocks.
 
@@ -107,6 +109,7 @@ def test_decode_replay_agrees_with_prefill(gemma: Path, tmp_path: Path) -> None:
     assert abs(gap.value) < 0.35 * four[0].rows["kld"].mean()
 
 
+@pytest.mark.slow
 def test_quantized_weights_hide_q8(gemma: Path, tmp_path: Path) -> None:
     """Why the float copy is the default: on 4-bit weights the floor swallows q8_0."""
     options = {"categories": ("prose",), "documents": 1, "weights": "as-shipped"}
@@ -115,6 +118,7 @@ def test_quantized_weights_hide_q8(gemma: Path, tmp_path: Path) -> None:
     assert any("not resolved" in w for w in m.warnings)
 
 
+@pytest.mark.slow
 def test_two_models_side_by_side(gemma: Path, tmp_path: Path) -> None:
     """The shipped 4-bit file against its own float copy: two models, one vocabulary."""
     copy = prepare("a", gemma, MeasureRequest(), Silent()).scored_file
@@ -128,6 +132,7 @@ def test_two_models_side_by_side(gemma: Path, tmp_path: Path) -> None:
     assert _kld(total) > _kld(cross)
 
 
+@pytest.mark.slow
 def test_instruct_model_reads_its_own_template(smollm2: Path, tmp_path: Path) -> None:
     options = {"categories": ("chat", "tools", "prose"), "documents": 1, "contexts": (512,)}
     framed = measure(_request(smollm2, tmp_path / "t", "q8_0/q8_0,q4_0/q4_0", **options))
@@ -145,6 +150,7 @@ def test_instruct_model_reads_its_own_template(smollm2: Path, tmp_path: Path) ->
 AGREE = ("q8_0/q8_0", "q8_0/q8_0-norot", "q8_0/q4_0", "q4_0/q4_0", "q4_0/q4_0-norot")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["gemma", "smollm2"])
 def test_simulated_caches_agree_with_llama_cpp(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -172,6 +178,7 @@ def test_simulated_caches_agree_with_llama_cpp(
         assert 0.6 < y.value / x.value < 1.6, setting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "gain"), [("gemma", 6), ("smollm2", 3)])
 def test_nyb4_costs_a_fraction_of_q4_0(
     which: str, gain: float, tmp_path: Path, request: pytest.FixtureRequest

@@ -122,7 +122,7 @@ class Cache(TransformersCache):
             device = torch.device("cpu") if self.model is None else self.model.device
         if not self._packed():
             return "unpacked at every step (no nybble.attach)"
-        return kernel(device)
+        return kernel(device, [s for layer in self.packed for s in layer.strands])
 
     def bytes_stored(self) -> int:
         """Bytes allocated for K and V, pages that are not full included; shared ones once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,20 +31,29 @@ _MANY = 64
 
 def segment(strand: Strand, rows: Rows) -> Partial:
     """Attention of `rows` over the tokens of a strand; `acc` in the coded domain of its values."""
-    device = rows.q.device.type
-    if device == "cuda" and has_triton():
-        from nybble.runtime.triton import attend as triton
-
-        reason = triton.refusal(strand)
-        if reason is None and (rows.q.shape[2] <= _MANY and rows.added is None):
-            return triton.attend_strand(strand, rows)
-    else:
-        reason = native.refusal(strand) if device == "cpu" else f"no kernel for {device}"
-        if reason is None and rows.q.shape[2] <= _MANY:
-            return native.attend_strand(strand, rows)
+    reason = refusal(strand, rows.q.device)
     if reason is not None:
         tell_once(reason)
+    elif rows.q.shape[2] <= _MANY and rows.q.device.type == "cpu":
+        return native.attend_strand(strand, rows)
+    elif rows.q.shape[2] <= _MANY and rows.added is None:
+        from nybble.runtime.triton import attend as triton
+
+        return triton.attend_strand(strand, rows)
     return attend(rows, strand.coded, strand.v.dim)
+
+
+def refusal(strand: Strand, device: torch.device) -> str | None:
+    """Why no kernel reads a strand, or None where one does."""
+    if device.type == "cpu":
+        return native.refusal(strand)
+    if device.type != "cuda":
+        return f"there is no kernel for {device.type}"
+    if not has_triton():
+        return "triton is not installed"
+    from nybble.runtime.triton import attend as triton
+
+    return triton.refusal(strand)
 
 
 def write(side: Side, pages: Pages, x: torch.Tensor) -> None:
@@ -69,8 +79,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def kernel(device: torch.device) -> str:
-    """The kernel that reads caches of this device, and why it is that one."""
+def kernel(device: torch.device, strands: Sequence[Strand] = ()) -> str:
+    """The kernel that reads these strands on a device, and why it is that one."""
+    reason = next((r for s in strands if (r := refusal(s, device)) is not None), None)
+    if reason is not None:
+        return f"reference ({reason})"
     if device.type == "cpu":
         found = active()
         return f"{found.name} ({found.reason})"

@@ -19,14 +19,12 @@ from nybble.errors import NybbleError
 from nybble.formats.setting import KVSetting
 from nybble.runtime.attention import attach
 from nybble.runtime.cache import Cache
-from nybble.runtime.dispatch import has_triton
 from nybble.runtime.generate_report import Finish, Report
 from nybble.runtime.prefix import tokens_of
 from nybble.runtime.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from nybble.formats.calibration import Calibration
-    from nybble.runtime.strand import Strand
 
 CHUNK = 512  # prompt tokens of one pass: what a pass keeps grows with it, its speed hardly
 
@@ -216,7 +214,7 @@ class Runtime:
         tried = self.session()
         with torch.inference_mode():
             self.forward([0], tried.cache)
-        self.kernel, self.kv = kernel_of(tried.cache, self.device), tried.cache.setting
+        self.kernel, self.kv = tried.cache.kernel, tried.cache.setting
 
     def session(self) -> Session:
         """A sequence with an empty cache."""
@@ -299,21 +297,3 @@ def bytes_16bit(cache: Cache) -> int:
             tokens = min(layer.length, layer.plan.window or layer.length)
             total += 2 * layer.batch_size * heads * (k_dim + v_dim) * tokens
     return total
-
-
-def kernel_of(cache: Cache, device: torch.device) -> str:
-    """What reads a cache that holds a token, in words."""
-    refusal = _refusal(device)
-    strands = [s for layer in cache.packed for s in layer.strands if s.count]
-    reason = next((r for s in strands if (r := refusal(s)) is not None), None)
-    return cache.kernel if reason is None else f"reference ({reason})"
-
-
-def _refusal(device: torch.device) -> Callable[[Strand], str | None]:
-    if device.type == "cpu":
-        from nybble.runtime.native_attend import refusal
-    elif device.type == "cuda" and has_triton():
-        from nybble.runtime.triton.attend import refusal
-    else:
-        return lambda strand: None  # the cache says why it is the reference
-    return refusal
