@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 
 from nybble.formats.search import Searched
 from nybble.runtime import native_attend as native
-from nybble.runtime.native import active
+from nybble.runtime.native import VARIABLE, active
 from nybble.runtime.pages import Pages
 from nybble.runtime.reference import Partial, Rows, attend
 from nybble.runtime.side import Side
@@ -49,6 +50,8 @@ def refusal(strand: Strand, device: torch.device) -> str | None:
         return native.refusal(strand)
     if device.type != "cuda":
         return f"there is no kernel for {device.type}"
+    if os.environ.get(VARIABLE) == "reference":
+        return f"{VARIABLE}=reference"
     if not has_triton():
         return "triton is not installed"
     from nybble.runtime.triton import attend as triton
@@ -58,11 +61,17 @@ def refusal(strand: Strand, device: torch.device) -> str | None:
 
 def write(side: Side, pages: Pages, x: torch.Tensor) -> None:
     """Store tokens [B, heads, n, D] behind those of `pages`."""
-    searched = isinstance(side.kind, Searched)
-    if x.device.type == "cpu" and not searched and native.writes(native.Format.of(side)) is None:
+    device, searched = x.device.type, isinstance(side.kind, Searched)
+    if device == "cpu" and not searched and native.writes(native.Format.of(side)) is None:
         first = pages.grow(x.shape[2])
         native.quantize(native.Stored.of(side, pages), first, side.coded_in(x))
         return
+    if device == "cuda" and has_triton() and os.environ.get(VARIABLE) != "reference":
+        from nybble.runtime.triton import append
+
+        if append.writes(side) is None:
+            append.write(side, pages, x)
+            return
     pages.append(*side.store(x))
 
 
