@@ -12,6 +12,7 @@ from nybble.engines.child import EngineProcess
 from nybble.engines.transformers.packages import GGUF_PACKAGES, PACKAGES, need
 from nybble.environment import cache_dir, hardware, versions
 from nybble.errors import NybbleError
+from nybble.runtime.native import VARIABLE, active
 from nybble.scoring.prepare import WORKER
 
 
@@ -37,7 +38,7 @@ def examine() -> list[Finding]:
         Finding("machine", "ok", f"{machine['cpu']}, {machine['cores']} cores, "
                 f"{machine['memory_gib']} GiB, {machine['system']}")
     )  # fmt: skip
-    found += [_engine(), _transformers(), _demo_model(), _chromium(), _cache()]
+    found += [_engine(), _transformers(), kernel(), _demo_model(), _chromium(), _cache()]
     return found
 
 
@@ -64,6 +65,20 @@ def _transformers() -> Finding:
     names = ("transformers", "torch", "tokenizers")
     found = (f"{name} {importlib.metadata.version(name)}" for name in names)
     return Finding("transformers engine", "ok", ", ".join(found))
+
+
+def kernel() -> Finding:
+    """What reads a packed cache on the CPU; asked without importing torch."""
+    try:
+        found = active()
+    except NybbleError as error:
+        return Finding("packed cache kernel", "broken", f"{error.what}: {error.seen}",
+                       f"{VARIABLE} may be {error.allowed}")  # fmt: skip
+    detail = f"{found.name}: {found.reason}"
+    if found.native or found.reason.startswith(VARIABLE):
+        return Finding("packed cache kernel", "ok", detail)
+    fix = "apt-get install gcc, then pip install --force-reinstall --no-deps nybble"
+    return Finding("packed cache kernel", "missing", f"{detail}; right numbers, slowly", fix)
 
 
 def _demo_model() -> Finding:
