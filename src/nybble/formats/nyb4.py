@@ -107,7 +107,9 @@ class Nyb4(KVType):
         # Rows of the basis leave variance `weight`; groups are brought to one.
         size = blocks(stats.weight, group).mean(-1).sqrt().repeat_interleave(group, -1)
         forth = stats.basis / size[..., None]
-        back = torch.linalg.inv(forth.double()).float()
+        # Head by head: with two threads torch 2.13's CPU build loses the pivots of a batch of
+        # 512 x 512 (MKL: "parameter 6 was incorrect on entry to DLASWP").
+        back = torch.stack([torch.linalg.inv(head) for head in forth.double()]).float()
         widths = tuple(map(tuple, allot(stats.weight, dim).tolist()))
         return replace(
             self, centre=stats.mean[:, None].to(device), forth=forth.mT.to(device),
