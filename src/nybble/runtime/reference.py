@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 _TILE = 1024  # tokens unpacked at a time
-_SCORES = 1 << 24  # scores held at a time, 64 MiB
+_SCORES = 1 << 21  # scores held at a time, 8 MiB: they are made over, not copied
 
 # Coded keys and values of tokens [a, b), float32 [B, heads, b - a, D].
 Reader = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
@@ -83,24 +83,23 @@ def attend(rows: Rows, read: Reader, v_dim: int) -> Partial:
         k, v = read(a, b)
         scores = q @ k.mT
         if rows.bias is not None:
-            scores = scores + rows.bias[..., None]
+            scores += rows.bias[..., None]
         if rows.softcap is not None:
-            scores = torch.tanh(scores / rows.softcap) * rows.softcap
+            scores = scores.div_(rows.softcap).tanh_().mul_(rows.softcap)
         if rows.added is not None:
-            scores = scores + rows.added[..., a:b]
+            scores += rows.added[..., a:b]
         by_query = scores.view(batch, heads, -1, n, b - a)
         if a < whole_from or b > whole_to:
             at = torch.arange(a, b, device=q.device)
-            by_query = by_query.masked_fill((at < start) | (at >= stop), -torch.inf)
+            by_query.masked_fill_((at < start) | (at >= stop), -torch.inf)
         if rows.mask is not None:
-            by_query = by_query.masked_fill(~rows.mask[:, None, None, :, a:b], -torch.inf)
-        scores = by_query.view(batch, heads, count, b - a)
+            by_query.masked_fill_(~rows.mask[:, None, None, :, a:b], -torch.inf)
         top = torch.maximum(m, scores.amax(-1))
         base = torch.where(top == -torch.inf, 0.0, top)  # -inf minus -inf would be NaN
-        p = torch.exp(scores - base[..., None])
+        p = scores.sub_(base[..., None]).exp_()
         fade = torch.exp(m - base)
         total = total * fade + p.sum(-1)
-        acc = acc * fade[..., None] + p @ v
+        acc = (acc * fade[..., None]).add_(p @ v)
         m = top
     return Partial(m, total, acc)
 
