@@ -117,6 +117,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         return token
 
     begun = time.perf_counter()
+    if isinstance(cache, Cache):
+        cache.reserve(ids.shape[1])
     for start in range(0, ids.shape[1], chunk):
         token = forward(ids[:, start : start + chunk])
     read = time.perf_counter() - begun

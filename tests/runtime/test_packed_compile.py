@@ -24,9 +24,7 @@ def test_no_new_graph_for_a_new_token(kind: str) -> None:
             ids = torch.tensor([[token]])
             places = torch.tensor([[at]])
             a = compiled(input_ids=ids, position_ids=places, past_key_values=cache)
-            b = packed_model(kind).model(
-                input_ids=ids, position_ids=places, past_key_values=plain
-            )
+            b = packed_model(kind).model(input_ids=ids, position_ids=places, past_key_values=plain)
             torch.testing.assert_close(
                 a.last_hidden_state, b.last_hidden_state, atol=1e-4, rtol=1e-4
             )

@@ -136,6 +136,18 @@ class Cache(TransformersCache):
                 total += sum(p.heads * p.layout.row_bytes for p in layer.body.pages)
         return total
 
+    def reserve(self, tokens: int) -> None:
+        """Allocate room for a prompt in one piece, before it is read.
+
+        Without it pages are allocated as tokens come, between the temporaries of a prefill, and
+        what these free can then not go back to the system.
+
+        Args:
+            tokens: that come next.
+        """
+        for layer in self.packed:
+            layer.reserve(tokens)
+
     def fork(self, n: int = 1) -> list[Cache]:
         """Caches that continue from this one by themselves, sharing its pages.
 

@@ -98,6 +98,7 @@ class Session:
         sampler = Sampler(sampling or Sampling(), self.runtime.device)
         self.report = self._now(Report(prompt_tokens=cached + len(ids), cached_tokens=cached))
         begun = time.perf_counter()
+        self.cache.reserve(len(ids))
         logits = self._prefill(ids, limits.stopped, on_prefill)
         read = time.perf_counter()
         made = steps = 0

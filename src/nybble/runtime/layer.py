@@ -67,6 +67,7 @@ class PackedLayer(CacheLayerMixin):
         self.record_past = False
         self.strands: list[Strand] = []
         self.length = 0
+        self._expected = 0
         self._packed = packed
         self._guard = guard
         self._readers: dict[int, Any] = {}
@@ -105,21 +106,20 @@ class PackedLayer(CacheLayerMixin):
             newest.is_recent = True
             self.body.recent = newest
             self.strands.append(newest)
-        if plan.max_length is not None:
-            self._reserve(plan.max_length)
         self.is_initialized = True
+        self.reserve(self._expected if plan.max_length is None else plan.max_length)
 
-    def _reserve(self, tokens: int) -> None:
-        if self.plan.window is not None:
-            tokens = min(tokens, self.plan.window + 64)
-        for strand in self.strands:
-            held = tokens
-            if self.first and strand is self.strands[0]:
-                held = self.first
-            elif self.recent and strand is self.strands[-1]:
-                held = min(tokens, self.recent + 64)
-            for pages in strand.pages:
-                pages.reserve(held)
+    def reserve(self, tokens: int) -> None:
+        """Allocate pages for so many more tokens, in one piece; those behind a window come later.
+
+        Args:
+            tokens: more than there are now.
+        """
+        if not self.is_initialized:
+            self._expected = tokens
+        elif self.plan.window is None:
+            for pages in self.body.pages:
+                pages.reserve(tokens - max(0, self.first - self.length))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
@@ -145,6 +145,8 @@ class PackedLayer(CacheLayerMixin):
         self._guard.admit(self, key_states, value_states)
         n, window = key_states.shape[2], self.plan.window
         if window is not None and not self.record_past:
+            for pages in self.body.pages:
+                pages.settle(n)
             self._forget(self.length + 1 - window)
         if self.plan.latent is not None and self.body.latent is not None:
             self.body.latent.admit(key_states, value_states, self.length, self.plan.index)

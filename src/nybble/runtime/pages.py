@@ -44,6 +44,7 @@ class Pages:
         self._pages: list[torch.Tensor] = []
         self._shared: list[bool] = []
         self._spare: list[torch.Tensor] = []
+        self.keep = 1  # pages that are kept for later when the sequence gives them back
         self._table: np.ndarray | None = None
         self._device_table: torch.Tensor | None = None
 
@@ -53,9 +54,13 @@ class Pages:
         return self.start + self.count
 
     def reserve(self, tokens: int) -> None:
-        """Allocate pages for `tokens` tokens ahead; they are taken when the sequence grows."""
-        missing = -(-tokens // PAGE) - len(self._pages) - len(self._spare)
-        self._spare += [self._new() for _ in range(missing)]
+        """Allocate pages for `tokens` more, all in one; they are taken when the sequence grows."""
+        held = (len(self._pages) + len(self._spare)) * PAGE
+        missing = -(-(self.offset + self.count + tokens - held) // PAGE)
+        if missing > 0:
+            size = (missing, self.batch, self.heads, PAGE * self.layout.row_bytes)
+            block = torch.zeros(size, dtype=torch.uint8, device=self.device)
+            self._spare += reversed(block.unbind())
 
     def _new(self) -> torch.Tensor:
         size = (self.batch, self.heads, PAGE * self.layout.row_bytes)
@@ -111,12 +116,17 @@ class Pages:
         if not full:
             return
         for page, shared in zip(self._pages[:full], self._shared[:full], strict=True):
-            # One is enough: a window in steady state gives one back when it takes one.
-            if not shared and not self._spare:
+            if not shared and len(self._spare) < self.keep:
                 self._spare.append(page)
         del self._pages[:full], self._shared[:full]
         self.offset -= full * PAGE
         self._changed()
+
+    def settle(self, new: int) -> None:
+        """Keep as many pages for later as a window gives back when `new` tokens come."""
+        self.keep = max(1, new // PAGE)
+        if self.start:  # it has given some back, so what lies there was not reserved
+            del self._spare[self.keep :]
 
     def crop(self, n: int) -> None:
         """Forget the last n tokens."""
@@ -124,7 +134,7 @@ class Pages:
         keep = -(-(self.offset + self.count) // PAGE)
         if keep < len(self._pages):
             for page, shared in zip(self._pages[keep:], self._shared[keep:], strict=True):
-                if not shared and not self._spare:
+                if not shared and len(self._spare) < self.keep:
                     self._spare.append(page)
             del self._pages[keep:], self._shared[keep:]
             self._changed()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-_TILE = 1024  # tokens unpacked at a time
+_TILE = 512  # tokens unpacked at a time
 _SCORES = 1 << 21  # scores held at a time, 8 MiB: they are made over, not copied
 
 # Coded keys and values of tokens [a, b), float32 [B, heads, b - a, D].
@@ -78,10 +78,11 @@ def attend(rows: Rows, read: Reader, v_dim: int) -> Partial:
     tile = max(64, min(_TILE, _SCORES // max(1, batch * heads * count)))
     start, stop = rows.start.to(q.device)[:, None], rows.stop.to(q.device)[:, None]
     whole_from, whole_to = int(rows.start.max()), int(rows.stop.min())
+    room = None if q.requires_grad else q.new_empty(batch * heads * count * min(tile, last - first))
     for a in range(first, last, tile):
         b = min(a + tile, last)
         k, v = read(a, b)
-        scores = q @ k.mT
+        scores = _product(q, k.mT, room)
         if rows.bias is not None:
             scores += rows.bias[..., None]
         if rows.softcap is not None:
@@ -102,6 +103,17 @@ def attend(rows: Rows, read: Reader, v_dim: int) -> Partial:
         acc = (acc * fade[..., None]).add_(p @ v)
         m = top
     return Partial(m, total, acc)
+
+
+def _product(x: torch.Tensor, y: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
+    """x @ y, into `room` where there is one: tile after tile in one place."""
+    if room is None:
+        return x @ y
+    batch, heads, rows, _ = x.shape
+    shape = (batch * heads, rows, y.shape[-1])
+    out = room[: shape[0] * shape[1] * shape[2]].view(shape)
+    torch.bmm(x.flatten(0, 1), y.flatten(0, 1), out=out)
+    return out.view(batch, heads, *shape[1:])
 
 
 def join(parts: list[Partial], sinks: torch.Tensor | None = None) -> torch.Tensor:

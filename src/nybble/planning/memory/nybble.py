@@ -26,7 +26,7 @@ from nybble.planning.memory.rows import (
 
 PAGE = 64  # tokens; runtime/layout.py
 CHUNK = 512  # tokens of a prefill chunk; the default of runtime/generate.py
-TILE = 1024  # tokens unpacked at a time; runtime/reference.py
+TILE = 512  # tokens unpacked at a time; runtime/reference.py
 SCORES = 1 << 21  # scores held at a time; runtime/reference.py
 _FEW_BYTES = 1.5  # a weight, from which on weights are 16-bit; as planning/throughput.py
 _PLAIN = ("f16/f16", "q8_0/q8_0", "nyb4/nyb4", "q4_0/q4_0")
