@@ -15,7 +15,8 @@ from nybble.runtime.layout import layout
 from nybble.runtime.side import Side
 
 SETTINGS = (
-    "q8_0/q4_0", "q4_0/q4_0-norot", "q5_1/iq4_nl+first3", "q4_0/q5_1+recent5", "iq4_nl/q4_0+recent11",
+    "q8_0/q4_0", "q4_0/q4_0-norot", "q5_1/iq4_nl+first3", "q4_0/q5_1+recent5",
+    "iq4_nl/q4_0+recent11",
     "int4_per_token_head/int8_per_token_head+first2", "q5_0/q4_1+skip0+search",
 )  # fmt: skip
 CHUNKS = (10, 1, 1, 1, 7, 1, 1, 20, 1)

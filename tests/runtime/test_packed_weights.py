@@ -27,9 +27,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     source = folder(template=None)
     path = tmp_path_factory.mktemp("packed") / "tiny-int8"
+    int8 = TorchAoConfig(Int8WeightOnlyConfig(version=2))
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, quantization_config=TorchAoConfig(Int8WeightOnlyConfig(version=2))
-    )  # fmt: skip
+        source, dtype=torch.float32, quantization_config=int8
+    )
     model.save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (source / name).is_file():

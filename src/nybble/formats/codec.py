@@ -21,7 +21,6 @@ from nybble.formats.rotation import rotate, unrotate, width
 from nybble.formats.search import Searched
 from nybble.formats.setting import KVSetting, check_head_size
 
-
 # model_types whose GGUFs hold K's channels interleaved: what calls LlamaModel.permute in
 # llama.cpp's conversion/, by subclassing with undo_permute (llama, granite, mistral3) or itself
 # (olmo, internlm).

@@ -173,7 +173,7 @@ class Nyb4(KVType):
         return self._turn(x.nan_to_num(0.0)).flatten(-2)
 
     def query_in(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """q . (y H back + centre) = (q back' H) . y + q . centre, H the rotation."""
+        """The product q . (y H back + centre) = (q back' H) . y + q . centre, H the rotation."""
         assert self.centre is not None and self.back is not None
         turned = q @ self.back.mT if self.side == "K" else q * self.back
         bias = (q * self.centre).sum(-1)

@@ -106,7 +106,7 @@ def attend(rows: Rows, read: Reader, v_dim: int) -> Partial:
 
 
 def _product(x: torch.Tensor, y: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
-    """x @ y, into `room` where there is one: tile after tile in one place."""
+    """The product x @ y, into `room` where there is one: tile after tile in one place."""
     if room is None:
         return x @ y
     batch, heads, rows, _ = x.shape
