@@ -95,6 +95,33 @@ class Codec:
         y = unrotate(through(self.query, y), self.rotation, random=self.random)
         return (y if self.order is None else y[..., self.order.argsort()]).to(x.dtype)
 
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """What the type gets of tokens [..., heads, n, D]; float32."""
+        y = x.float()
+        if self.mean is not None:
+            y = y - self.mean
+        if self.scale is not None:
+            y = y / self.scale
+        if self.order is not None:
+            y = y[..., self.order]
+        return rotate(y, self.rotation, random=self.random)
+
+    def leave(self, y: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """The inverse of `enter`, of tokens or of their weighted sums.
+
+        Args:
+            y: float32 [..., heads, n, D].
+            weight: the sum of the weights, [..., heads, n, 1].
+        """
+        y = unrotate(y, self.rotation, random=self.random)
+        if self.order is not None:
+            y = y[..., self.order.argsort()]
+        if self.scale is not None:
+            y = y * self.scale
+        if self.mean is not None:
+            y = y + self.mean * weight
+        return y
+
     def roundtrip(self, x: torch.Tensor, through: Through = KVType.roundtrip) -> torch.Tensor:
         """What readers of the cache get.
 
@@ -105,22 +132,7 @@ class Codec:
         Returns:
             The same shape, float32.
         """
-        y = x.float()
-        if self.mean is not None:
-            y = y - self.mean
-        if self.scale is not None:
-            y = y / self.scale
-        if self.order is not None:
-            y = y[..., self.order]
-        y = rotate(y, self.rotation, random=self.random)
-        y = through(self.kind, y)
-        y = unrotate(y, self.rotation, random=self.random)
-        if self.order is not None:
-            y = y[..., self.order.argsort()]
-        if self.scale is not None:
-            y = y * self.scale
-        if self.mean is not None:
-            y = y + self.mean
+        y = self.leave(through(self.kind, self.enter(x)))
         if self.first:
             kept = x[:, : self.first].to(torch.float16).float()
             y = torch.cat([kept, y[:, self.first :]], 1)

@@ -105,11 +105,6 @@ class Cache(TransformersCache):
         """The layers that own keys."""
         return [layer for layer in self.layers if isinstance(layer, PackedLayer)]
 
-    @property
-    def is_sliding(self) -> list[bool]:
-        """Which layers slide."""
-        return [getattr(layer, "is_sliding", False) for layer in self.layers]
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen; of any layer, since all see the same."""
         return max((layer.length for layer in self.packed), default=0)

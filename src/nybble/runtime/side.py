@@ -14,7 +14,7 @@ from nybble.errors import NybbleError
 from nybble.formats.codec import Codec, SideStore
 from nybble.formats.kvtype import KVType
 from nybble.formats.registry import kv_type
-from nybble.formats.rotation import rotate, unrotate
+from nybble.formats.rotation import rotate
 from nybble.runtime.layout import Layout, layout
 
 
@@ -47,25 +47,14 @@ class Side:
             Codes uint8 [B, heads, n, code_bytes] and scales uint8 [B, heads, n, scale_bytes].
         """
         # Types work head by head: [B, heads, n, D] -> [heads, B * n, D].
-        y = self._around(x).transpose(0, 1).flatten(1, 2)
+        y = self.codec.enter(x).transpose(0, 1).flatten(1, 2)
         rows = self.codec.kind.quantize(y)
         rows = rows.view(x.shape[1], x.shape[0], x.shape[2], self.layout.row_bytes).transpose(0, 1)
         return self.layout.split(rows)
 
     def coded_in(self, x: torch.Tensor) -> torch.Tensor:
         """What a kernel that writes is given: tokens [B, heads, n, D] in the coded domain."""
-        return self.codec.kind.turn_in(self._around(x))
-
-    def _around(self, x: torch.Tensor) -> torch.Tensor:
-        """What the type itself gets of tokens, float32."""
-        codec, y = self.codec, x.float()
-        if codec.mean is not None:
-            y = y - codec.mean
-        if codec.scale is not None:
-            y = y / codec.scale
-        if codec.order is not None:
-            y = y[..., codec.order]
-        return rotate(y, codec.rotation, random=codec.random)
+        return self.codec.kind.turn_in(self.codec.enter(x))
 
     def coded(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """Stored tokens as a kernel reads them, float32 [B, heads, n, D]."""
@@ -74,11 +63,6 @@ class Side:
         y = self.codec.kind.coded(flat, self.dim)
         batch, heads, n = rows.shape[:3]
         return y.reshape(heads, batch, n, self.dim).transpose(0, 1)
-
-    def values(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Stored tokens as the model sees them, float32 [B, heads, n, D]."""
-        y = self.coded(codes, scales)
-        return self.sum_out(y, torch.ones_like(y[..., :1]))
 
     def query_in(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries that meet coded keys as `q` meets keys.
@@ -109,15 +93,7 @@ class Side:
             y: float32 [B, heads, rows, D].
             weight: sums of the weights, [B, heads, rows, 1].
         """
-        codec = self.codec
-        x = unrotate(codec.kind.sum_out(y, weight), codec.rotation, random=codec.random)
-        if codec.order is not None:
-            x = x[..., codec.order.argsort()]
-        if codec.scale is not None:
-            x = x * codec.scale
-        if codec.mean is not None:
-            x = x + codec.mean * weight
-        return x
+        return self.codec.leave(self.codec.kind.sum_out(y, weight), weight)
 
 
 def raw_side(side: str, dim: int) -> Side:
