@@ -192,7 +192,7 @@ class TestRealCaches:
             return tuple(torch.zeros(*shape, n, dtype=torch.uint8) for n in sizes)
 
         monkeypatch.setattr(Side, "store", store)
-        monkeypatch.setattr(Side, "values", lambda side, codes, _: codes[..., :1].float())
+        monkeypatch.setattr(Side, "coded", lambda side, codes, _: codes[..., :1].float())
 
     def test_numbers_are_the_runtimes(self) -> None:
         from nybble.runtime import generate, layout, reference

@@ -25,7 +25,7 @@ _KEPT = ("measure", "calibrate", "harden")  # what they have finished is found a
 # In the order of the work. Imported when called: a plan takes less time than measuring's imports.
 COMMANDS = (
     "measure", "plan", "cost", "harden", "calibrate", "generate", "engines", "config", "serve",
-    "verify", "bench", "watch", "doctor", "formats", "completion",
+    "verify", "bench", "rag", "watch", "doctor", "formats", "completion",
 )  # fmt: skip
 
 

@@ -82,10 +82,14 @@ int32_t llama_tokenize(const llama_vocab *vocab, const char *text, int32_t n_tex
   int32_t *tokens, int32_t n_max, bool add_special, bool parse_special);
 llama_memory_t llama_get_memory(const llama_context *ctx);
 void llama_memory_clear(llama_memory_t memory, bool data);
+void llama_memory_seq_cp(llama_memory_t memory, int32_t source, int32_t target, int32_t from,
+  int32_t to);
+bool llama_memory_seq_rm(llama_memory_t memory, int32_t sequence, int32_t from, int32_t to);
 llama_batch llama_batch_init(int32_t n_tokens, int32_t embd, int32_t n_seq_max);
 void llama_batch_free(llama_batch batch);
 int32_t llama_decode(llama_context *ctx, llama_batch batch);
 float *llama_get_logits(llama_context *ctx);
+float *llama_get_logits_ith(llama_context *ctx, int32_t i);
 void llama_synchronize(llama_context *ctx);
 
 gguf_context *gguf_init_empty(void);

@@ -111,7 +111,7 @@ class Model:
 
     def context(
         self, setting: KVSetting, n_ctx: int, *, rows: int, threads: int, swa_full: bool = False,
-        on_node: Any = ffi.NULL, ubatch: int = UBATCH,
+        on_node: Any = ffi.NULL, ubatch: int = UBATCH, sequences: int = 1,
     ) -> Context:  # fmt: skip
         """Make a context whose cache is stored as `setting` says.
 
@@ -123,6 +123,8 @@ class Model:
             swa_full: give sliding layers full-length caches (servers do not).
             on_node: an eval callback (cffi), asked about every node of every graph.
             ubatch: most tokens of one micro-batch.
+            sequences: that share the cache's cells, so that a copy of one takes no cells of its
+                own (`branches.Branches`).
 
         Raises:
             EngineError: refused, or the engine's own log shows another cache than asked for.
@@ -131,6 +133,7 @@ class Model:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = min(ubatch, n_ctx)
         params.n_outputs_max = params.n_outputs_max_per_seq = rows
+        params.n_seq_max, params.kv_unified = sequences, sequences > 1
         params.type_k, params.type_v = setting.k_type.ggml_id, setting.v_type.ggml_id
         params.flash_attn_type = 1  # quantized V needs it, so every lane uses it
         params.n_threads = params.n_threads_batch = threads
@@ -163,7 +166,7 @@ class Context:
     def __init__(self, lib: Any, ptr: Any, n_vocab: int, ubatch: int, applied: AppliedCache):
         self._lib, self._ptr, self._n_vocab = lib, ptr, n_vocab
         self._batch = lib.llama_batch_init(ubatch, 0, 1)
-        self._ubatch = ubatch
+        self.ubatch = ubatch
         self.applied = applied
 
     def clear(self) -> None:
@@ -172,8 +175,8 @@ class Context:
 
     def prefill(self, tokens: Sequence[int], first: int) -> Iterator[int]:
         """Decode tokens at positions first.., without logits; yields tokens done per call."""
-        for start in range(0, len(tokens), self._ubatch):
-            part = tokens[start : start + self._ubatch]
+        for start in range(0, len(tokens), self.ubatch):
+            part = tokens[start : start + self.ubatch]
             self._decode(part, first + start, logits=False)
             self._lib.llama_synchronize(self._ptr)
             yield len(part)
@@ -203,20 +206,48 @@ class Context:
     def _decode(
         self, tokens: Sequence[int], first: int, *, logits: bool, last: bool = False
     ) -> None:
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i] = int(token)
-            batch.pos[i] = first + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = logits or (last and i == len(tokens) - 1)
-        code = self._lib.llama_decode(self._ptr, batch)
+        end = len(tokens) - 1
+        self.decode([(int(t), first + i, 0, logits or (last and i == end))
+                     for i, t in enumerate(tokens)])  # fmt: skip
+
+    def decode(self, batch: Sequence[tuple[int, int, int, bool]]) -> None:
+        """Decode up to `ubatch` tokens, given as (id, position, sequence, whether logits).
+
+        Raises:
+            EngineError: llama.cpp cannot, for example because no cell is free.
+        """
+        into = self._batch
+        into.n_tokens = len(batch)
+        for i, (token, position, sequence, logits) in enumerate(batch):
+            into.token[i], into.pos[i], into.n_seq_id[i] = token, position, 1
+            into.seq_id[i][0], into.logits[i] = sequence, logits
+        code = self._lib.llama_decode(self._ptr, into)
         if code != 0:
             raise EngineError(
-                f"llama_decode failed at position {first:,}",
+                f"llama_decode failed at position {batch[0][1]:,}",
                 seen=f"code {code}: {_last_lines(take_log())}",
             )
+
+    def row(self, place: int) -> npt.NDArray[np.float32]:
+        """Logits of the token at this place of the last batch, float32 [n_vocab], a view.
+
+        Raises:
+            EngineError: none were asked for there.
+        """
+        pointer = self._lib.llama_get_logits_ith(self._ptr, place)
+        if pointer == ffi.NULL:
+            raise EngineError("llama.cpp has no logits there", seen=f"token {place} of a batch")
+        return np.frombuffer(ffi.buffer(pointer, self._n_vocab * 4), dtype=np.float32)
+
+    def copy(self, source: int, target: int) -> None:
+        """Let a sequence share all cells of another."""
+        memory = self._lib.llama_get_memory(self._ptr)
+        self._lib.llama_memory_seq_cp(memory, source, target, -1, -1)
+
+    def forget(self, sequence: int) -> None:
+        """Take all of a sequence out of the cache."""
+        memory = self._lib.llama_get_memory(self._ptr)
+        self._lib.llama_memory_seq_rm(memory, sequence, -1, -1)
 
     def close(self) -> None:
         """Free the cache."""
