@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_fakes import Fake, FakeSGLang, FakeVLLM, Running, full_kld
 from tiny_runs import CONTEXT, cells, kld, request, row
 
 from nybble.engines.llamacpp.model import Model
@@ -18,6 +17,7 @@ from nybble.formats import parse
 from nybble.results.store import RunStore
 from nybble.scoring.measure import Result, measure
 from nybble.scoring.topk import TOPK_ROW
+from server_fakes import Fake, FakeSGLang, FakeVLLM, Running, full_kld
 
 FP8, TURBO, REF = "fp8_e4m3/fp8_e4m3", "turboquant_4bit_nc", "f16/f16"
 Run = Callable[..., Result]

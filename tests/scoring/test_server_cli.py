@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from server_fakes import FakeVLLM, Running
 
 from nybble.planning.evidence import Identity, qualities
 from nybble.report import table
 from nybble.report.html import html_report
 from nybble.results.records import Measurement, from_json
+from server_fakes import FakeVLLM, Running
 
 FP8 = "fp8_e4m3/fp8_e4m3"
 

@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from server_fakes import FakeVLLM, Running  # noqa: E402
 from tiny_runs import kld, request, row  # noqa: E402
 
 from nybble.engines.transformers.tokenizer import tokenizer  # noqa: E402
 from nybble.formats import parse  # noqa: E402
 from nybble.models.checkpoint import resolve  # noqa: E402
 from nybble.scoring.measure import measure  # noqa: E402
+from server_fakes import FakeVLLM, Running  # noqa: E402
 from torch_runs import in_process, write_folder  # noqa: E402
 
 NAMES = ("f16/f16", "int4_per_token_head/int4_per_token_head")
