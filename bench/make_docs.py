@@ -26,9 +26,7 @@ def pages() -> dict[str, str]:
     """File name under docs/ -> text, for every generated page."""
     found: dict[str, str] = {}
     for name in sorted(COMMANDS):
-        context = click.Context(command(name), info_name=f"nybble {name}", max_content_width=88)
-        context.terminal_width = 88
-        found[f"commands/{name}.md"] = f"# nybble {name}\n\n```\n{context.get_help()}\n```\n"
+        found[f"commands/{name}.md"] = _help(command(name), f"nybble {name}", "#")
     lines = [
         "# KV types",
         "",
@@ -53,6 +51,18 @@ def pages() -> dict[str, str]:
     lines += [f"| {c.name} | {c.title} | {c.source} | {c.licence} |" for c in CATEGORIES.values()]
     found["corpora.md"] = "\n".join(lines) + "\n"
     return found
+
+
+def _help(found: click.Command, name: str, mark: str) -> str:
+    context = click.Context(found, info_name=name, max_content_width=88)
+    context.terminal_width = 88
+    text = f"{mark} {name}\n\n```\n{context.get_help()}\n```\n"
+    if isinstance(found, click.Group):
+        for part in found.list_commands(context):
+            inner = found.get_command(context, part)
+            assert inner is not None
+            text += "\n" + _help(inner, f"{name} {part}", mark + "#")
+    return text
 
 
 def _engines() -> str:

@@ -22,6 +22,7 @@ import click
 import pytest
 
 from nybble.cli.main import COMMANDS, command, spread
+from nybble.cli.rag import COMMANDS as RAG
 from nybble.environment import VERSION
 from nybble.formats import ALIASES, KV_TYPES, parse
 from nybble.results.records import from_json
@@ -256,7 +257,10 @@ class TestSmallCommands:
             ran = nybble(flag)
             assert (ran.code, ran.err) == (0, "") and VERSION in ran.out
 
-    @pytest.mark.parametrize("words", [[], *([name] for name in sorted(COMMANDS))])
+    @pytest.mark.parametrize(
+        "words",
+        [[], *([n] for n in sorted(COMMANDS)), *(["rag", n] for n in sorted(RAG))],
+    )
     def test_help(self, nybble: Run, words: list[str]) -> None:
         ran = nybble(*words, "--help", env={"COLUMNS": "80"})
         assert (ran.code, ran.err) == (0, "")
@@ -266,8 +270,11 @@ class TestSmallCommands:
         assert nybble(*words, "-h").out.startswith("Usage: ")
 
     def test_every_option_is_explained(self) -> None:
-        for found in map(command, COMMANDS):
-            assert found.help
+        group = command("rag")
+        assert isinstance(group, click.Group)
+        parts = [group.get_command(click.Context(group), name) for name in RAG]
+        for found in [*map(command, COMMANDS), *parts]:
+            assert found is not None and found.help
             for option in found.params:
                 assert not isinstance(option, click.Option) or option.help, option.name
 

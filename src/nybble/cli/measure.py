@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from nybble.cli import console
 from nybble.engines.server.http import check_url
@@ -37,9 +38,17 @@ Examples:
   nybble measure model.gguf --context 2048,8192 --documents 8
   nybble measure model.gguf --text notes/*.txt --fail-over 0.02
   nybble measure qat.gguf --against base.gguf --kv q4_0/q4_0
+  nybble measure model.gguf --tasks all --context 4096  does it still find, track, call?
+  nybble measure model.gguf --generate 256              where do answers part?
   nybble measure MODEL --engine vllm --url f16/f16=http://127.0.0.1:8000 \\
       --url fp8_e4m3/fp8_e4m3=http://127.0.0.1:8001     through running servers
 """
+# What --generate has a use for; every other option is refused beside it.
+_GENERATE = {
+    "model", "generate", "prompts", "prompt_tokens", "kv", "k", "v", "rotation", "categories",
+    "text", "jsonl", "weights", "framing", "engine", "device", "calibration", "out", "fresh",
+    "dry_run", "threads", "seed", "timeout", "form", "quiet",
+}  # fmt: skip
 
 
 def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -84,6 +93,14 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.option("--by", help="Also every layer or head of each setting alone: layer, head.")
 @click.option("--budget", type=float, metavar="BITS",
               help="Spread so many bits over layers and sides, and measure that.")  # fmt: skip
+@click.option("--tasks", help="Long-context tasks instead of KLD: all, or names with commas.")
+@click.option("--queries", type=int, default=8, show_default=True,
+              help="Questions about one context of --tasks.")  # fmt: skip
+@click.option("--generate", type=int, metavar="TOKENS",
+              help="Greedy answers of up to so many tokens instead of KLD.")  # fmt: skip
+@click.option("--prompts", type=int, default=8, show_default=True, help="Of --generate.")
+@click.option("--prompt-tokens", type=int, default=512, show_default=True,
+              help="Of each prompt of --generate, at most.")  # fmt: skip
 @click.option("--context", callback=_integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
 @click.option("--memory-at", callback=_integers, help="Also state cache bytes at these contexts.")
 @click.option("--categories", help=f"Of {', '.join(CATEGORIES)}.  [default: all]")
@@ -124,7 +141,9 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.option("--csv", "form", flag_value="csv", help="One line per row on stdout.")
 @click.option("--markdown", "form", flag_value="markdown", help="A table to paste on stdout.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+@click.pass_context
 def measure(
+    ctx: click.Context,
     kv: str | None,
     k: str | None,
     v: str | None,
@@ -136,6 +155,11 @@ def measure(
     form: str | None,
     quiet: bool,
     urls: tuple[str, ...],
+    tasks: str | None,
+    queries: int,
+    generate: int | None,
+    prompts: int,
+    prompt_tokens: int,
     **options: Any,
 ) -> int:
     """Measure what KV settings cost in quality on MODEL.
@@ -144,7 +168,9 @@ def measure(
     without one. Every setting is compared token by token with a 16-bit cache on the same weights,
     over the full vocabulary: in llama.cpp itself where it has the types, else simulated bit for
     bit in transformers. The same command again continues where it stopped. With --url, running
-    servers are scored by the top tokens that they tell: a lower bound, and marked so.
+    servers are scored by the top tokens that they tell: a lower bound, and marked so. --tasks asks
+    questions about long contexts, --generate lets the model write; both pair every setting with
+    the 16-bit cache.
     """
     rotations = _rotations(rotation)
     if fail_over is not None and not fail_over >= 0:
@@ -156,6 +182,16 @@ def measure(
         kv = ",".join(DEFAULT_SETTINGS)
     served = _urls(urls)
     settings = [s for s, _ in served] or expand(kv, k, v, rotations)
+    _check_kind(ctx, tasks, generate)
+    if generate is not None:
+        from nybble.cli.measure_generate import run_generate
+
+        kept = {name: value for name, value in options.items() if name in _GENERATE}
+        return run_generate(
+            dry_run=dry_run, form=form, quiet=quiet, settings=tuple(settings), limit=generate,
+            prompts=prompts, prompt_tokens=prompt_tokens, categories=console.names(categories),
+            command=command_line(), **kept,
+        )  # fmt: skip
     request = MeasureRequest(
         settings=tuple(settings),
         urls=served,
@@ -164,6 +200,11 @@ def measure(
         command=command_line(),
         **options,
     )
+    if tasks is not None:
+        from nybble.cli.measure_tasks import run_tasks
+
+        named = None if tasks.strip() == "all" else console.names(tasks)
+        return run_tasks(request, named, queries, dry_run=dry_run, form=form, quiet=quiet)
     if dry_run:
         _show_plan(plan_cells(request), form)
         return 0
@@ -173,6 +214,34 @@ def measure(
         report = _write_report(result)
     _show(result, report, form)
     return _gate(result, fail_over)
+
+
+def _check_kind(ctx: click.Context, tasks: str | None, generate: int | None) -> None:
+    """Refuse options that the kind of measurement asked for would not look at.
+
+    Raises:
+        NybbleError: names the option.
+    """
+    given = {
+        option.name: option.opts[0]
+        for option in ctx.command.params
+        if option.name and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
+    if tasks is not None and generate is not None:
+        raise NybbleError("one kind of measurement at a time", seen="--tasks and --generate",
+                          hint="two commands")  # fmt: skip
+    if generate is not None:
+        barred = set(given) - _GENERATE
+    else:
+        barred = {"prompts", "prompt_tokens"} & set(given)
+    if tasks is None:
+        barred |= {"queries"} & set(given)
+    else:
+        barred |= {"fail_over", "score_from", "via", "top_k"} & set(given)
+    if barred:
+        seen = ", ".join(sorted(given[name] for name in barred))
+        kind = "--generate" if generate is not None else "--tasks" if tasks else "a measurement"
+        raise NybbleError(f"{kind} has no use for this", seen=seen, hint="leave it out")
 
 
 def _write_report(result: Result) -> Path:

@@ -27,13 +27,13 @@ def csv_text(m: Measurement) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
     for row in m.rows:
-        line: list[object] = [_safe(view.model_name(m, row.model, 200))]
-        line += [_safe(getattr(row, name)) for name in plain]
-        line += [_safe(row.verdict.label), _safe(row.verdict.reason)] if row.verdict else ["", ""]
-        line.append(_safe(row.error or ""))
-        line += [_safe(getattr(row.part, name)) if row.part else "" for name in places]
+        line: list[object] = [safe(view.model_name(m, row.model, 200))]
+        line += [safe(getattr(row, name)) for name in plain]
+        line += [safe(row.verdict.label), safe(row.verdict.reason)] if row.verdict else ["", ""]
+        line.append(safe(row.error or ""))
+        line += [safe(getattr(row.part, name)) if row.part else "" for name in places]
         if f"served_{served[0]}" in head:
-            line += [_safe(getattr(row.served, name)) if row.served else "" for name in served]
+            line += [safe(getattr(row.served, name)) if row.served else "" for name in served]
         for name in metrics:
             found = row.metrics.get(name)
             line += [found.value, found.low, found.high] if found else ["", "", ""]
@@ -41,7 +41,7 @@ def csv_text(m: Measurement) -> str:
     return out.getvalue()
 
 
-def _safe(value: object) -> object:
+def safe(value: object) -> object:
     """Text that a spreadsheet would run as a formula gets a leading quote."""
     if not isinstance(value, str):
         return value

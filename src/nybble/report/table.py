@@ -195,8 +195,8 @@ def rich_cells(m: Measurement) -> Table | None:
 def markdown(m: Measurement) -> str:
     """The tables as Markdown, with what a reader of an issue needs to judge them."""
     lines = [
-        f"**{_md(view.names(m))}** · in {_md(describe.engine(m))} · "
-        f"{_md(describe.text_line(m))} · {_md(describe.scale(m))}",
+        f"**{md(view.names(m))}** · in {md(describe.engine(m))} · "
+        f"{md(describe.text_line(m))} · {md(describe.scale(m))}",
         "",
     ]
     titles = [c.title for c in COLUMNS]
@@ -206,19 +206,19 @@ def markdown(m: Measurement) -> str:
     for group in view.groups(m):
         rows = [[c.cell(r) for c in COLUMNS] for r in (*group.candidates, *group.references)]
         if rows:
-            lines += [f"**{_md(group.title)}**", ""] if group.title else []
-            lines += _md_table(titles, rows, left)
+            lines += [f"**{md(group.title)}**", ""] if group.title else []
+            lines += md_table(titles, rows, left)
     two = cells.texts(m)
     if two:
         head = cells.header(m)
-        lines += _md_table(head, two, range(len(head) - 2))
+        lines += md_table(head, two, range(len(head) - 2))
         lines += [f"Own: {cells.OWN_QUESTION} Other's: {cells.OTHER_QUESTION}", ""]
-    lines += [f"- {_md(note)}" for note in _footnotes(m, escape=False)]
+    lines += [f"- {md(note)}" for note in _footnotes(m, escape=False)]
     for split in parts.splits(m):
-        lines += ["", f"**{parts.TITLE}: {_md(split.name)}**", "", _md(parts.sentence(split))]
+        lines += ["", f"**{parts.TITLE}: {md(split.name)}**", "", md(parts.sentence(split))]
         lines += [parts.EXPLAINED, ""]
         head = parts.header(split)
-        lines += _md_table(head, parts.texts(split), [head.index("side")])[:-1]
+        lines += md_table(head, parts.texts(split), [head.index("side")])[:-1]
     command = fmt.clean(m.command)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return "\n".join([*lines, "", fence, command, fence, ""])
@@ -229,13 +229,19 @@ def _column(column: Column, rows: list[dict[str, str]]) -> int:
     return max(map(len, (*column.short.split("\n"), *(t[column.key] for t in rows))))
 
 
-def _md_table(
+def md_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]
 ) -> list[str]:
-    """Lines of a Markdown table, numbers to the right, and an empty one."""
+    """Lines of a Markdown table, numbers to the right, and an empty one.
+
+    Args:
+        header: column titles.
+        rows: texts, not escaped yet.
+        left: columns that are words.
+    """
     rule = (":--" if i in left else "--:" for i in range(len(header)))
     found = ["| " + " | ".join(header) + " |", "|" + "|".join(rule) + "|"]
-    return [*found, *("| " + " | ".join(map(_md, row)) + " |" for row in rows), ""]
+    return [*found, *("| " + " | ".join(map(md, row)) + " |" for row in rows), ""]
 
 
 def _terminal(row: Row) -> dict[str, str]:
@@ -264,7 +270,7 @@ def _footnotes(m: Measurement, escape: bool = True) -> list[str]:
     return found
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Escape what Markdown or its HTML would act on; `_` inside words is left readable."""
     text = re.sub(r"([\\`*\[\]|~#])", r"\\\1", text)
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)

@@ -226,24 +226,39 @@ def from_json(text: str) -> Measurement:
     Raises:
         NybbleError: not a measurement, or of a newer schema.
     """
+    found = read_record(text, Measurement, SCHEMA_VERSION, "measurement")
+    assert isinstance(found, Measurement)
+    return found
+
+
+def read_record(text: str, kind: type[Any], newest: int, name: str) -> Any:
+    """Read a versioned record back.
+
+    Args:
+        text: JSON.
+        kind: its dataclass.
+        newest: schema version that this nybble writes.
+        name: what it is called in errors.
+
+    Raises:
+        NybbleError: not such a record, or of a newer schema.
+    """
     try:
         data = json.loads(text)
         version = int(data["schema_version"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise NybbleError("not a nybble measurement", seen=str(error)) from error
-    if version > SCHEMA_VERSION:
+        raise NybbleError(f"not a nybble {name}", seen=str(error)) from error
+    if version > newest:
         raise NybbleError(
-            "this measurement was written by a newer nybble",
+            f"this {name} was written by a newer nybble",
             seen=f"schema {version}",
-            allowed=f"schema {SCHEMA_VERSION} or older",
+            allowed=f"schema {newest} or older",
             hint="pip install --upgrade nybble",
         )
     try:
-        found = _build(Measurement, data)
+        return _build(kind, data)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise NybbleError("a damaged nybble measurement", seen=str(error)) from error
-    assert isinstance(found, Measurement)
-    return found
+        raise NybbleError(f"a damaged nybble {name}", seen=str(error)) from error
 
 
 def _build(kind: Any, data: Any) -> Any:

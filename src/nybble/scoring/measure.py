@@ -312,7 +312,7 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
     settings = unique([REFERENCE, *(s.lane.setting for s in series)])
     sizes = prep.cache_sizes(path, settings, request.contexts, request.timeout)
     summary = summarise(path)
-    speed = _matrix_speed()
+    speed = matrix_speed()
     found: list[PlannedCell] = []
     for context in request.contexts:
         for s in series:
@@ -330,7 +330,7 @@ def plan_cells(request: MeasureRequest) -> list[PlannedCell]:
     return found
 
 
-def _matrix_speed() -> float:
+def matrix_speed() -> float:
     """FLOP/s of a float32 matrix product here, halved: what llama.cpp reaches of NumPy's."""
     n = 1024
     a = np.ones((n, n), dtype=np.float32)

@@ -78,7 +78,7 @@ class Sample:
 
     def draws(self, n: int) -> Array:
         """How often each document is drawn: [n, documents], the same for equal seeds."""
-        return _draws(self._seed, self.n_documents, n)
+        return resamples(self._seed, self.n_documents, n)
 
     def sums(self, values: Array) -> Array:
         """Sum of a per-token value in every document."""
@@ -133,8 +133,8 @@ def _exp(x: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _draws(seed: int, size: int, n: int) -> Array:
-    """The same draws serve every metric and every setting."""
+def resamples(seed: int, size: int, n: int) -> Array:
+    """How often each of `size` units is drawn, [n, size]; the same for every metric and setting."""
     rng = np.random.default_rng(seed)
     drawn: Array = rng.multinomial(size, np.full(size, 1 / size), size=n).astype(np.float64)
     return drawn

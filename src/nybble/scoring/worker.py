@@ -34,6 +34,7 @@ class Worker(BaseWorker):
         self._parallel = 1
         self._rows = 1
         self._threads = 1
+        self._sequences = 1
 
     def do_copy(self, request: Frame) -> Frame:
         """Write a float copy of a model."""
@@ -75,14 +76,18 @@ class Worker(BaseWorker):
         self._lanes = []
         n_vocab = self._models[0].vocabulary.n_tokens
         self._rows = block_rows(n_vocab, h["via"])
-        self._parallel = min(MAX_PARALLEL, self._threads, len(h["lanes"]))
+        # Who must have equal threads in every run asks for `parallel` whatever lanes there are.
+        lanes_at_once = h.get("parallel", len(h["lanes"]))
+        self._parallel = min(MAX_PARALLEL, self._threads, lanes_at_once)
         threads = self._threads // self._parallel
+        sequences = self._sequences = h.get("sequences", 1)
         applied = []
         for i, (model, setting) in enumerate(h["lanes"]):
             self.event(step="context", lane=i)
             self._lanes.append(
                 self._models[model].context(
-                    parse(setting), h["context"], rows=self._rows, threads=threads
+                    parse(setting), h["context"], rows=self._rows, threads=threads,
+                    sequences=sequences,
                 )
             )
             cache = self._lanes[-1].applied

@@ -68,6 +68,26 @@ class Branches:
             self._context.copy(0, branch + 1)
         self._lengths = [self._prompt] * n
 
+    def fork(self, branch: int, n: int) -> int:
+        """Make n more branches as copies of one.
+
+        Returns:
+            The first of them; the others follow.
+        """
+        first = len(self._lengths)
+        if not 0 < n <= self.most - first:
+            raise EngineError("too many branches", seen=first + n, allowed=f"up to {self.most}")
+        for i in range(n):
+            self._context.copy(branch + 1, first + i + 1)
+        self._lengths += [self._lengths[branch]] * n
+        return first
+
+    def cut(self, n: int) -> None:
+        """End the branches from number n on."""
+        for branch in range(n, len(self._lengths)):
+            self._context.forget(branch + 1)
+        del self._lengths[n:]
+
     def go_on(self, parts: Sequence[Part]) -> list[Logits]:
         """Decode what the branches go on with, in as few calls as the buffers allow.
 

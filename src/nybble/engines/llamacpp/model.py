@@ -132,7 +132,8 @@ class Model:
         params = self._lib.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = min(ubatch, n_ctx)
-        params.n_outputs_max = params.n_outputs_max_per_seq = rows
+        # llama.cpp aborts where a batch could not hold one row of every sequence.
+        params.n_outputs_max = params.n_outputs_max_per_seq = max(rows, sequences)
         params.n_seq_max, params.kv_unified = sequences, sequences > 1
         params.type_k, params.type_v = setting.k_type.ggml_id, setting.v_type.ggml_id
         params.flash_attn_type = 1  # quantized V needs it, so every lane uses it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -24,10 +25,13 @@ class Guarded:
         app: the application.
         host: address it listens on.
         key: what clients must show as `Authorization: Bearer KEY`; None for no check.
+        open_paths: paths that are answered without the key.
     """
 
-    def __init__(self, app: ASGIApp, host: str, key: str | None) -> None:
-        self._app, self._host = app, host
+    def __init__(
+        self, app: ASGIApp, host: str, key: str | None, open_paths: Collection[str] = _OPEN
+    ) -> None:
+        self._app, self._host, self._open = app, host, open_paths
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +48,7 @@ class Guarded:
             name = headers.get("host", "")
             ours = loopback(_without_port(name)) or _without_port(name) == self._host
             return None if ours else ApiError(403, f"not a name of this machine: {name[:80]!r}")
-        if scope["path"] in _OPEN:
+        if scope["path"] in self._open:
             return None
         kind, _, shown = headers.get("authorization", "").partition(" ")
         # Compared in the same time whatever is shown.

@@ -1,0 +1,111 @@
+"""`nybble measure --tasks`: does the answer survive, at every task and length?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nybble.cli import console
+from nybble.scoring.request import MeasureRequest
+
+if TYPE_CHECKING:
+    from nybble.scoring.tasks.measure import PlannedTask, TaskResult
+
+
+def run_tasks(
+    measured: MeasureRequest, tasks: tuple[str, ...] | None, queries: int, *, dry_run: bool,
+    form: str | None, quiet: bool,
+) -> int:  # fmt: skip
+    """Run `nybble measure --tasks`.
+
+    Args:
+        measured: the options that measurements share; its contexts are the lengths.
+        tasks: names, None for all.
+        queries: most questions of one context.
+        dry_run: only list what would be asked.
+        form: "json", "csv", "markdown" or None for tables.
+        quiet: no progress on stderr.
+
+    Returns:
+        The exit code: 1 if a setting failed.
+
+    Raises:
+        NybbleError: something in the request or the model cannot be used.
+    """
+    from nybble.scoring.tasks.measure import measure_tasks, plan_tasks
+    from nybble.scoring.tasks.request import TaskRequest
+
+    request = TaskRequest(measured, tasks, queries)
+    if dry_run:
+        _show_plan(plan_tasks(request), form)
+        return 0
+    with console.BarProgress(quiet) as progress:
+        result = measure_tasks(request, progress)
+        progress.stage("writing the report")
+        report = _write_report(result)
+    _show(result, report, form)
+    for cell in result.failed:
+        click.echo(f"failed: {cell.setting} at {cell.length:,} tokens: {cell.error}", err=True)
+    return 1 if result.failed else 0
+
+
+def _write_report(result: TaskResult) -> Path:
+    from nybble.report.tasks import markdown
+    from nybble.report.tasks_html import tasks_html
+    from nybble.results.store import write_text
+
+    write_text(result.folder / "tasks.md", markdown(result.run))
+    return write_text(result.folder / "tasks.html", tasks_html(result.run))
+
+
+def _show(result: TaskResult, report: Path, form: str | None) -> None:
+    from nybble.report.tasks import csv_text, markdown, rich_tables
+    from nybble.results.tasks import to_json
+
+    if form:
+        text = {"json": to_json, "csv": csv_text, "markdown": markdown}[form](result.run)
+        click.echo(text.rstrip("\n"))
+        return
+    out = console.out()
+    for table in rich_tables(result.run, out.width):
+        out.print(table)
+        out.print()
+    for sentence in result.run.conclusions:
+        out.print(sentence, style="bold", markup=False, highlight=False)
+    for warning in result.run.warnings:
+        out.print(f"note: {warning}", markup=False, highlight=False)
+    click.echo(f"\nreport:  {report}\nanswers: {result.folder / 'tasks'}")
+
+
+def _show_plan(cells: list[PlannedTask], form: str | None) -> None:
+    import csv
+    import json
+    import sys
+    from dataclasses import asdict
+
+    from rich import box
+    from rich.table import Table
+
+    if form == "json":
+        click.echo(json.dumps([asdict(c) for c in cells], indent=1))
+        return
+    if form == "csv":
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        lines.writerow(asdict(cells[0]))
+        lines.writerows(asdict(c).values() for c in cells)
+        return
+    table = Table(title="tasks to ask", title_justify="left")
+    if form == "markdown":
+        table = Table(box=box.MARKDOWN)
+    for name in ("task", "tokens", "contexts", "questions", "settings", "caches", "about"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for c in cells:
+        table.add_row(
+            c.task, f"{c.length:,}", str(c.contexts), str(c.contexts * c.queries),
+            str(c.settings), f"{c.cache_bytes / 2**20:.1f} MiB", f"{c.seconds:.0f} s",
+        )  # fmt: skip
+    console.out().print(table)
+    total = sum(c.seconds for c in cells)
+    click.echo(f"about {total / 60:.1f} minutes here, good to a factor of two; nothing was run")

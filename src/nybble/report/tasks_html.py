@@ -1,0 +1,165 @@
+"""A run of long-context tasks as one HTML file; nothing is fetched, nothing foreign is trusted.
+
+The same style sheet, script and content security policy as report/html.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from nybble.report import format as fmt
+from nybble.report import tasks as tables
+from nybble.report.describe import Entry
+from nybble.report.html import script_json
+from nybble.results.tasks import TaskCell, TaskRun, to_json
+
+if TYPE_CHECKING:
+    from nybble.report.plots import Chart
+
+_LEFT = ("task", "by", "KV type")
+_DARKEST = 70  # percent of the colour where every question is lost
+
+
+@dataclass(frozen=True)
+class _HeatCell:
+    text: str
+    lost: int  # percent of colour
+
+
+@dataclass(frozen=True)
+class _HeatRow:
+    task: str
+    length: str
+    cells: list[_HeatCell]
+
+
+@dataclass(frozen=True)
+class _Heat:
+    title: str
+    header: tuple[str, ...]
+    rows: list[_HeatRow]
+
+
+def tasks_html(run: TaskRun) -> str:
+    """The page of a run."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    script = _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    chart = _chart(run)
+    answers, changes = tables.grid(run), tables.changes(run)
+    headers = (*tables.FIRST, *changes.header)
+    values: dict[str, Any] = {
+        "name": fmt.clean(run.model.name, 120),
+        "sub": f"{tables.headline(run).partition(' · ')[2]} · {fmt.clean(run.created, 40)}",
+        "conclusions": [fmt.clean(s) for s in run.conclusions],
+        "answers": answers,
+        "changes": changes,
+        "failures": tables.failures(run),
+        "glossary": [Entry(*pair) for pair in tables.GLOSSARY],
+        "chart": vars(chart) | {"svg": Markup(chart.svg)} if chart else None,
+        "heat": _heat(run),
+        "pieces": fmt.pieces,
+        "left": _LEFT,
+        "words": headers,
+        "tasks": _tasks(run),
+        "how": _how(run),
+        "warnings": [fmt.clean(w) for w in run.warnings],
+        "command": fmt.clean(run.command).split(),
+        "setup": _entries({**run.versions, **run.hardware, "schema": run.schema_version}),
+        "version": fmt.clean(run.versions.get("nybble", ""), 40),
+        "json": Markup(script_json(to_json(run))),
+        "css": Markup(_asset("report.css")),
+        "js": Markup(script),
+        "script_hash": f"sha256-{digest}",
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(_asset("tasks.html.j2")).render(values)
+
+
+def _chart(run: TaskRun) -> Chart | None:
+    # Imported here: the plotting library takes half a second.
+    from nybble.report.charts import canvas, svg, tasks
+    from nybble.report.plots import Chart
+
+    with canvas.style("nybble-tasks"):
+        p = tasks.draw(run, canvas.MARKED)
+        if p is None:
+            return None
+        drawn = svg.inline(p, "chart-tasks")
+        return Chart("tasks", p.title, drawn, p.summary, p.caption, p.header, p.rows)
+
+
+def _heat(run: TaskRun) -> list[_Heat]:
+    """Every candidate's table by depth; none where nothing was asked by depth."""
+    deep = [c for c in run.cells if c.depth and c.role != "floor"]
+    columns = sorted({c.depth for c in deep}, key=lambda d: float(d.split("-")[0]))
+    found = []
+    for setting in dict.fromkeys(c.setting for c in deep):
+        cells = {(c.task, c.length, c.depth): c for c in deep if c.setting == setting}
+        rows = [
+            _HeatRow(
+                fmt.clean(task, 30), fmt.count(length),
+                [_heat_cell(cells.get((task, length, d))) for d in columns],
+            )
+            for task, length in tables.places(run)
+            if any((task, length, d) in cells for d in columns)
+        ]  # fmt: skip
+        found.append(_Heat(fmt.setting(setting), ("task", "tokens", *columns), rows))
+    return found
+
+
+def _heat_cell(cell: TaskCell | None) -> _HeatCell:
+    if cell is None or not cell.n_queries:
+        return _HeatCell(fmt.NONE, 0)
+    found = tables.tested(cell)
+    text = fmt.percent(found.value if found else None)
+    lost = f" −{cell.lost}" if cell.lost else ""
+    return _HeatCell(text + lost, round(_DARKEST * cell.lost / cell.n_queries))
+
+
+def _tasks(run: TaskRun) -> list[Entry]:
+    named = run.protocol.get("tasks")
+    found = [t for t in named if isinstance(t, dict)] if isinstance(named, list) else []
+    return [
+        Entry(
+            fmt.clean(t.get("name", ""), 40),
+            fmt.clean(f"{t.get('title', '')}. In the manner of {t.get('source', '')}", 300),
+        )
+        for t in found
+    ]
+
+
+def _how(run: TaskRun) -> list[Entry]:
+    m = run.model
+    found = {
+        "file": f"{m.file} ({fmt.size(m.size_bytes)})",
+        "sha256": m.sha256,
+        "weights": f"{m.scored_weights} (shipped as {m.shipped_weights})",
+        "framing": m.framing,
+        "sliding window": m.sliding_window or "none",
+    }
+    plain = {
+        k: ", ".join(map(str, v)) if isinstance(v, list) else v
+        for k, v in run.protocol.items()
+        if k not in ("tasks", "framing")
+    }
+    return _entries({**found, **plain})
+
+
+def _entries(values: dict[str, Any]) -> list[Entry]:
+    return [
+        Entry(fmt.clean(k, 40).replace("_", " "), fmt.clean("unknown" if v is None else v, 300))
+        for k, v in values.items()
+    ]
+
+
+def _asset(name: str) -> str:
+    return resources.files("nybble.report").joinpath(name).read_text(encoding="utf-8")

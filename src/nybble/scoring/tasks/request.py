@@ -1,0 +1,83 @@
+"""Which tasks to ask at which lengths, of which caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nybble.errors import NybbleError, nearest
+from nybble.scoring.request import MeasureRequest
+from nybble.scoring.tasks.registry import TASKS
+
+DEFAULT_DOCUMENTS = 5  # contexts of a task at a length; fewer have no interval of their own
+DEFAULT_QUERIES = 8
+MOST_QUERIES = 64  # llama.cpp holds up to 256 sequences
+LEAST_LENGTH = 256
+_ENGINES = ("auto", "llama.cpp", "transformers")
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """Everything that defines a run of tasks.
+
+    Attributes:
+        measured: model, KV settings, contexts (lengths of context and question together, frame
+            included), documents (contexts per task and length; DEFAULT_DOCUMENTS if None),
+            weights, framing, engine, urls, device, calibration, out, fresh, threads, seed, timeout
+            and command, as a measurement has them; the rest must be left at its defaults.
+        tasks: names; None for all.
+        queries: most questions of one context.
+    """
+
+    measured: MeasureRequest = field(default_factory=MeasureRequest)
+    tasks: tuple[str, ...] | None = None
+    queries: int = DEFAULT_QUERIES
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tasks to run, in the registry's order where all are."""
+        return tuple(TASKS) if self.tasks is None else self.tasks
+
+    @property
+    def documents(self) -> int:
+        """Contexts of each task at each length."""
+        return self.measured.documents or DEFAULT_DOCUMENTS
+
+    def __post_init__(self) -> None:
+        """Check what a measurement does not.
+
+        Raises:
+            NybbleError: names the option, the value and the allowed values.
+        """
+        for name in self.tasks or ():
+            if name not in TASKS:
+                near = nearest(name, TASKS)
+                raise NybbleError(
+                    "unknown task" + (f"; did you mean {near}?" if near else ""),
+                    seen=name, allowed=["all", *TASKS],
+                )  # fmt: skip
+        if self.tasks is not None and not self.tasks:
+            raise NybbleError("no task named", allowed=["all", *TASKS], hint="--tasks all")
+        if not 1 <= self.queries <= MOST_QUERIES:
+            raise NybbleError("--queries is out of range", seen=self.queries,
+                              allowed=f"1 to {MOST_QUERIES}")  # fmt: skip
+        if min(self.measured.contexts) < LEAST_LENGTH:
+            raise NybbleError(
+                "a context is too short for tasks", seen=f"{min(self.measured.contexts):,} tokens",
+                allowed=f"{LEAST_LENGTH} or more", hint="--context 1024",
+            )  # fmt: skip
+        self._check_unused()
+        if not self.measured.urls and self.measured.engine not in _ENGINES:
+            raise NybbleError("tasks cannot be asked through this engine",
+                              seen=self.measured.engine, allowed=_ENGINES)  # fmt: skip
+
+    def _check_unused(self) -> None:
+        m = self.measured
+        barred = {
+            "--against": m.against, "--by": m.by, "--budget": m.budget, "--split-kv": m.split_kv,
+            "--text": m.text, "--jsonl": m.jsonl, "--categories": m.categories,
+            "--memory-at": m.memory_at, "--thresholds": m.thresholds,
+        }  # fmt: skip
+        for name, value in barred.items():
+            if value:
+                raise NybbleError("this cannot be combined with --tasks", seen=name,
+                                  hint="leave it out, or measure without --tasks")  # fmt: skip
