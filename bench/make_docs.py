@@ -17,6 +17,7 @@ from nybble.engines.known.registry import engines
 from nybble.formats import ALIASES, KV_TYPES
 from nybble.formats.reads import Reads
 from nybble.scoring.corpora import CATEGORIES
+from nybble.scoring.tasks.registry import TASKS
 from nybble.serving.matrix import choice_lines, engine_line, notes
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -50,6 +51,10 @@ def pages() -> dict[str, str]:
     lines = ["# Corpora", "", "| category | what | source | licence |", "|---|---|---|---|"]
     lines += [f"| {c.name} | {c.title} | {c.source} | {c.licence} |" for c in CATEGORIES.values()]
     found["corpora.md"] = "\n".join(lines) + "\n"
+    lines = ["# Long-context tasks", "", "What `nybble measure --tasks` asks (long-context.md); all",
+             "text is made from a seed.", "", "| task | what | in the manner of |", "|---|---|---|"]  # fmt: skip
+    lines += [f"| {t.name} | {t.title} | {t.source} |" for t in TASKS.values()]
+    found["tasks.md"] = "\n".join(lines) + "\n"
     return found
 
 

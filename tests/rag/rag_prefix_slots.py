@@ -7,9 +7,11 @@ import struct
 IDS = (1, 5, 9, 9, 2)
 
 
-def cells(positions: range, layers: int = 2, row: int = 34, kind: int = 8) -> bytes:
-    """One cache of a saved slot, each row filled with its position."""
-    found = struct.pack("<II", 1, len(positions))
+def cells(
+    positions: range, layers: int = 2, row: int = 34, kind: int = 8, others: int = 0
+) -> bytes:
+    """One cache of a saved slot, each row filled with its position, behind other slots' streams."""
+    found = struct.pack("<I", 1 + others) + bytes(4 * others) + struct.pack("<I", len(positions))
     found += b"".join(struct.pack("<iIi", p, 1, 0) for p in positions)
     found += struct.pack("<IIII", 0, layers, 64, 64)
     rows = b"".join(bytes([p % 256]) * row for p in positions)

@@ -28,16 +28,19 @@ def places(*made: bytes) -> bytes:
     return b"SCKP" + struct.pack("<II", 1, len(made)) + b"".join(made)
 
 
-def test_one_cell_and_the_last_copy_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [0, 2])
+def test_one_cell_and_the_last_copy_are_kept(tmp_path: Path, others: int) -> None:
     early, late = place(20, range(10, 20)), place(36, range(26, 36))
-    whole = slot(WIDE, NARROW, ids=IDS, places=places(early, late))
+    narrow = cells(range(30, 40), layers=3, others=others)
+    whole = slot(WIDE, narrow, ids=IDS, places=places(early, late))
     (tmp_path / "a").write_bytes(whole)
     made = thin(tmp_path / "a", tmp_path / "b")
     data = (tmp_path / "b").read_bytes()
     assert made == parse_slot(data) and made.tokens == IDS
     assert [c.cells for c in made.caches] == [40, 1]
     assert [p.tokens for p in made.places] == [36]
-    assert data == slot(WIDE, cells(range(39, 40), layers=3), ids=IDS, places=places(late))
+    assert data == slot(WIDE, cells(range(39, 40), layers=3, others=others), ids=IDS,
+                        places=places(late))  # fmt: skip
     assert made.n_bytes == 40 * 4 * 34 + 11 * 6 * 34
 
 

@@ -144,6 +144,7 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.pass_context
 def measure(
     ctx: click.Context,
+    /,
     kv: str | None,
     k: str | None,
     v: str | None,

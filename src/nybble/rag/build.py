@@ -21,7 +21,7 @@ from nybble.rag import lexical
 from nybble.rag.changes import Changes, apply_moves, find_changes, note_copies
 from nybble.rag.chunks import Chunker, framed
 from nybble.rag.documents import Found, Skipped, listing
-from nybble.rag.embed.base import Embedder
+from nybble.rag.embed.base import Timed
 from nybble.rag.embed.registry import DEFAULT, embedder, is_address
 from nybble.rag.index import other_embedding
 from nybble.rag.loaders import Opened, Reader, UnreadableError, unchanged
@@ -121,7 +121,7 @@ class _Run:
     options: IndexOptions
     progress: Progress
     store: Store
-    model: Embedder
+    model: Timed
     skipped: list[Skipped] = field(default_factory=list)
     added: int = 0
     changed: int = 0
@@ -174,7 +174,7 @@ def build(folder: Path, index: Path, options: IndexOptions, progress: Progress) 
         lock.release()
 
 
-def _prepare(store: Store, folder: Path, index: Path, options: IndexOptions) -> Embedder:
+def _prepare(store: Store, folder: Path, index: Path, options: IndexOptions) -> Timed:
     """The embedding of the index; a new or fresh one is made to fit the options."""
     meta = store.meta()
     place = os.path.relpath(folder.resolve(), index.resolve())
@@ -195,10 +195,10 @@ def _prepare(store: Store, folder: Path, index: Path, options: IndexOptions) -> 
                 raise NybbleError(f"the index was made with another {key.replace('_', ' ')}",
                                   seen=f"index: {meta[key]}, asked: {asked}",
                                   hint="--fresh, which embeds all anew")  # fmt: skip
-        return model
+        return Timed(model)
     size = CHUNK_TOKENS if options.chunk_tokens is None else options.chunk_tokens
     overlap = min(OVERLAP, size // 5) if options.overlap is None else options.overlap
-    model = embedder(options.embedding or DEFAULT, options.embedding_model)
+    model = Timed(embedder(options.embedding or DEFAULT, options.embedding_model))
     Chunker(model.tokenizer(), size, overlap)  # refuses sizes that make no sense
     dims = len(model.query("dimensions"))
     with store.transaction():
@@ -235,7 +235,7 @@ def _update(run: _Run, found: tuple[Found, ...], begun: float) -> IndexReport:
         passages=int(run.store.all("SELECT count(*) FROM passages")[0][0]),
         new_passages=writer.written,
         seconds=time.monotonic() - begun,
-        embed_seconds=writer.embed_seconds,
+        embed_seconds=run.model.seconds,
         revision=run.store.revision,
     )
 

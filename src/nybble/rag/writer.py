@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,14 +35,13 @@ class Writer:
 
     Attributes:
         written: passages in the index by this writer.
-        embed_seconds: spent in the model.
     """
 
     def __init__(self, store: Store, model: Embedder) -> None:
         self._store, self._model = store, model
         self._waiting: list[_Document] = []
         self._now: _Document | None = None
-        self.written, self.embed_seconds = 0, 0.0
+        self.written = 0
 
     @property
     def has_text(self) -> bool:
@@ -95,9 +93,7 @@ class Writer:
         texts = [framed(d.title, c.heading, c.text) for d in documents for c in d.chunks]
         vectors: Vectors = np.empty((0, 0), np.float32)
         if texts:
-            begun = time.monotonic()
             vectors = self._model.passages(texts)
-            self.embed_seconds += time.monotonic() - begun
         if documents:
             with self._store.transaction():
                 at = 0

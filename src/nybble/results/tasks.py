@@ -30,7 +30,8 @@ class TaskCell:
         n_queries: questions.
         chance: expected accuracy of `choice` by guessing.
         exact: fraction answered rightly in the model's own words; None where not asked.
-        choice: fraction where the true answer is the likeliest option.
+        choice: fraction where the true answer is the likeliest option; None where options were not
+            weighed.
         exact_change: candidate less reference, paired.
         choice_change: the same of `choice`.
         gained: questions that only the candidate has right (by `by`).

@@ -242,3 +242,17 @@ def test_packed_cache_of_transformers(tiny_model: Path, tmp_path: Path) -> None:
         assert json.loads(a[3]) == pytest.approx(json.loads(b[3]), abs=0.2)
     candidate = _cell(packed, "int4_per_token_head")
     assert candidate.answer_nll is not None and candidate.answer_nll.value != 0
+
+
+@pytest.mark.slow
+def test_a_model_folder_is_asked_with_its_own_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from torch_runs import write_folder
+
+    folder = write_folder(tmp_path / "tiny-gemma", "gemma3")
+    wanted = _request(folder, tmp_path / "out", "q4_0", threads=1, documents=1)
+    result = measure_tasks(wanted)
+    candidate = _cell(result, "q4_0")
+    assert candidate.answer_nll is not None and candidate.answer_nll.value != 0
+    assert result.run.model.scored_weights == "f32 in torch"
+    assert not any(c.simulated for c in result.run.cells)

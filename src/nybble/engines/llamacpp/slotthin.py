@@ -51,20 +51,27 @@ def thin(path: Path, part: Path) -> SavedSlot:
 def _one_cell(data: mmap.mmap, saved: SavedSlot) -> Iterator[bytes]:
     """The last cache with the cell of the highest position only."""
     at, cache = saved.starts[-1], saved.caches[-1]
-    streams, cells = struct.unpack_from("<II", data, at)
-    if streams != 1 or cells != cache.cells:
-        raise EngineError("the saved slot is of a model that is not read here",
-                          seen=f"{streams} streams", allowed="1")  # fmt: skip
-    at += 8
-    places = [_CELL.unpack_from(data, at + i * _CELL.size)[0] for i in range(cells)]
-    kept = max(range(cells), key=lambda i: places[i])
-    yield struct.pack("<II", 1, 1)
-    yield data[at + kept * _CELL.size : at + (kept + 1) * _CELL.size]
-    at += cells * _CELL.size
-    yield data[at : at + 16]  # whether V is transposed, layers, rotation
-    at += 16
-    for _, size in (*cache.k, *cache.v):
-        yield data[at : at + 12]
-        at += 12
-        yield data[at + kept * size : at + (kept + 1) * size]
-        at += cells * size
+    (streams,) = struct.unpack_from("<I", data, at)
+    yield data[at : at + 4]
+    at += 4
+    for _ in range(streams):  # one for each slot of the server; those of others are empty
+        (cells,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if not cells:
+            yield struct.pack("<I", 0)
+            continue
+        if cells != cache.cells:
+            raise EngineError("the saved slot is of a model that is not read here",
+                              seen="cells of several sequences", allowed="of one")  # fmt: skip
+        places = [_CELL.unpack_from(data, at + i * _CELL.size)[0] for i in range(cells)]
+        kept = max(range(cells), key=lambda i: places[i])
+        yield struct.pack("<I", 1)
+        yield data[at + kept * _CELL.size : at + (kept + 1) * _CELL.size]
+        at += cells * _CELL.size
+        yield data[at : at + 16]  # whether V is transposed, layers, rotation
+        at += 16
+        for _, size in (*cache.k, *cache.v):
+            yield data[at : at + 12]
+            at += 12
+            yield data[at + kept * size : at + (kept + 1) * size]
+            at += cells * size

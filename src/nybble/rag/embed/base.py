@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -35,6 +36,43 @@ class Embedder(Protocol):
 
     def query(self, text: str) -> Vectors:
         """The vector of a question, of length 1."""
+
+
+class Timed:
+    """An embedding whose time is counted.
+
+    Attributes:
+        seconds: in the model so far, loading it included.
+    """
+
+    def __init__(self, model: Embedder) -> None:
+        self.name, self.model = model.name, model.model
+        self._inner, self.seconds = model, 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """The inner one's."""
+        return self._inner.fingerprint
+
+    def tokenizer(self) -> Any:
+        """The inner one's."""
+        return self._inner.tokenizer()
+
+    def passages(self, texts: Sequence[str]) -> Vectors:
+        """The inner one's, timed."""
+        begun = time.monotonic()
+        try:
+            return self._inner.passages(texts)
+        finally:
+            self.seconds += time.monotonic() - begun
+
+    def query(self, text: str) -> Vectors:
+        """The inner one's, timed."""
+        begun = time.monotonic()
+        try:
+            return self._inner.query(text)
+        finally:
+            self.seconds += time.monotonic() - begun
 
 
 def normalised(vectors: Vectors) -> Vectors:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nybble.errors import NybbleError
 from nybble.formats import KVSetting, parse
-from nybble.scoring.request import DEFAULT_SETTINGS, MeasureRequest, _choice
+from nybble.scoring.request import DEFAULT_SETTINGS, MeasureRequest
 
 LEAST, MOST = 64, 4096  # tokens of an answer
 DEFAULT_PROMPTS = 8
@@ -72,7 +72,10 @@ class GenerateRequest:
         _range("--generate", self.limit, LEAST, MOST)
         _range("--prompts", self.prompts, 1, MOST_PROMPTS)
         _range("--prompt-tokens", self.prompt_tokens, 32, 1 << 20)
-        _choice("--engine", self.engine, ENGINES)
+        if self.engine not in ENGINES:
+            raise NybbleError(
+                "unknown value for --engine with --generate", seen=self.engine, allowed=ENGINES
+            )
         self.measured()  # the options that both share
 
     @property

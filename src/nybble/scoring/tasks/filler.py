@@ -1,7 +1,7 @@
 """Plain English prose without end, from a small grammar: what facts are hidden in.
 
 It has no digits, no names and none of the words that tasks use as answers; sentences repeat
-seldom enough (about ten to the ninth are possible) that a context of 128K tokens is no loop.
+seldom enough (more than ten to the ninth are possible) that a context of 128K tokens is no loop.
 """
 
 from __future__ import annotations

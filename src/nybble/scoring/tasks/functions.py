@@ -99,6 +99,8 @@ class Function:
     def schema(self) -> dict[str, Any]:
         """The function as JSON Schema, in the form that chat APIs give to models."""
         kind = "integer" if self.spec.integer else "string"
+        low, middle, high = self.levels
+        levels = f"{low} is the lowest, {middle} the middle, {high} the highest"
         return {
             "name": self.name,
             "description": f"{self.spec.purpose}.",
@@ -108,7 +110,7 @@ class Function:
                     self.object_key: {"type": kind, "description": self.spec.object},
                     self.scale_key: {
                         "enum": list(self.levels),
-                        "description": f"{self.spec.scale}, lowest to highest",
+                        "description": f"{self.spec.scale}: {levels}",
                     },
                 },
                 "required": [self.object_key, self.scale_key],

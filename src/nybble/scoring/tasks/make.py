@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from nybble.errors import NybbleError
 from nybble.scoring.tasks.base import Item, Query, Room, Task
@@ -41,7 +42,9 @@ def make_items(
             raise NybbleError(
                 f"the number of {what} must be positive", seen=value, allowed="1, 2, ..."
             )
-    return [_item(task, length, i, n_queries, seed, count) for i in range(count_items)]
+    # The finished context is counted where it is made and here: 128K tokens, twice for nothing.
+    counted = lru_cache(maxsize=4)(count)
+    return [_item(task, length, i, n_queries, seed, counted) for i in range(count_items)]
 
 
 def _item(

@@ -80,7 +80,7 @@ class Tools:
                 continue
             arguments: dict[str, object] = {}
             for key, rule in schema["parameters"]["properties"].items():
-                what = rule["description"].removesuffix(", lowest to highest")
+                what = rule["description"].split(":")[0]
                 found = re.search(rf"{what} ([\w ]+)[,.]", query.text)
                 value = found[1] if found else ""
                 if "enum" in rule:
