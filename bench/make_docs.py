@@ -51,8 +51,15 @@ def pages() -> dict[str, str]:
     lines = ["# Corpora", "", "| category | what | source | licence |", "|---|---|---|---|"]
     lines += [f"| {c.name} | {c.title} | {c.source} | {c.licence} |" for c in CATEGORIES.values()]
     found["corpora.md"] = "\n".join(lines) + "\n"
-    lines = ["# Long-context tasks", "", "What `nybble measure --tasks` asks (long-context.md); all",
-             "text is made from a seed.", "", "| task | what | in the manner of |", "|---|---|---|"]  # fmt: skip
+    lines = [
+        "# Long-context tasks",
+        "",
+        "What `nybble measure --tasks` asks ([long-context.md](long-context.md)). All text is made",
+        "from a seed.",
+        "",
+        "| task | what | in the manner of |",
+        "|---|---|---|",
+    ]
     lines += [f"| {t.name} | {t.title} | {t.source} |" for t in TASKS.values()]
     found["tasks.md"] = "\n".join(lines) + "\n"
     return found

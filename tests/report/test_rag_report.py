@@ -162,7 +162,8 @@ def test_page_is_escaped_and_fetches_nothing(found: RagRun) -> None:
 def test_page_is_complete(found: RagRun) -> None:
     text = html.unescape(rag_html(found))
     for words in (
-        found.said, found.worded, "cloze, 4 questions", "Answers by KV setting", "Retrieval", "said 0", "other 0", "expected: answer 0",
+        found.said, found.worded, "cloze, 4 questions",
+        "Answers by KV setting", "Retrieval", "said 0", "other 0", "expected: answer 0",
         "cites what is not there", "[2] b.md", "1 question without a passage", "4 generated",
         f"a warning | {IMAGE}", "failed: the server is gone", "Right answers, right citations",
         "cpu",
