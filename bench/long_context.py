@@ -32,9 +32,12 @@ from nybble.scoring.tasks.request import TaskRequest
 
 PAGE = Path(__file__).parents[1] / "docs" / "long-context.md"
 SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
-# Length, contexts of each task, questions about each: reading 4,096 tokens takes as long as five
-# times 1,024.
-LENGTHS = ((1024, 5, 8), (4096, 2, 8))
+# Length, contexts of each task, questions about each, tasks (None for all). On two cores an item of
+# 1,024 tokens takes 80 s in five caches, one of 4,096 three times that.
+LENGTHS = (
+    (1024, 2, 8, None),
+    (4096, 1, 8, ("needle", "multi-key", "tracking", "facts")),
+)
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ def request(model: Path, length: int, documents: int, out: Path) -> MeasureReque
     )  # fmt: skip
 
 
-def ask(work: Path, name: str, model: Path, length: int, documents: int, queries: int) -> None:
-    """All tasks of one model at one length."""
+def ask(work: Path, name: str, model: Path, plan: tuple[int, int, int, Any]) -> None:
+    """The tasks of one model at one length."""
+    length, documents, queries, tasks = plan
     out = work / f"tasks-{name}-{length}"
-    result = measure_tasks(TaskRequest(request(model, length, documents, out), None, queries))
+    result = measure_tasks(TaskRequest(request(model, length, documents, out), tasks, queries))
     for sentence in result.run.conclusions:
         print(name, length, sentence, flush=True)
 
@@ -88,7 +92,7 @@ def load(work: Path, names: list[str]) -> Found:
     """What is there, as far as it is done."""
     found = Found({}, {}, {})
     for name in names:
-        for length, _, _ in LENGTHS:
+        for length, *_ in LENGTHS:
             path = work / f"tasks-{name}-{length}" / RECORD
             if path.exists():
                 found.runs[name, length] = from_json(TaskRun, path.read_text(encoding="utf-8"))
@@ -173,11 +177,11 @@ def main() -> None:
                     prompts=8, out=given.work / f"generate-{name}",
                 ))  # fmt: skip
                 continue
-            for length, documents, queries in lengths:
+            for plan in lengths:
                 if part == "tasks":
-                    ask(given.work, name, path, length, documents, queries)
+                    ask(given.work, name, path, plan)
                 else:
-                    measure(request(path, length, 1, given.work / f"kld-{name}-{length}"))
+                    measure(request(path, plan[0], 1, given.work / f"kld-{name}-{plan[0]}"))
 
 
 if __name__ == "__main__":
