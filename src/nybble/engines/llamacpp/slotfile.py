@@ -125,7 +125,8 @@ def parse_slot(data: bytes | mmap.mmap) -> SavedSlot:
     if len(packed) < 3 or packed[:2] != (-1, 1) or not 0 <= packed[2] <= len(packed) - 3:
         raise EngineError("the saved slot is damaged", seen="no list of tokens",
                           allowed="a slot as llama.cpp b11549 saves it")  # fmt: skip
-    starts, caches = [], []
+    starts: list[int] = []
+    caches: list[SlotCache] = []
     while not (caches and reader.ended) and len(caches) < 2:
         starts.append(reader.at)
         caches.append(_cache(reader))
