@@ -16,7 +16,7 @@ from rag_index_doubles import pdf
 
 from nybble.errors import MissingExtraError
 from nybble.rag import loaders
-from nybble.rag.documents import Found
+from nybble.rag.documents import Found, listing
 from nybble.rag.loaders import Opened, Reader, UnreadableError, digest, encoding_of
 from nybble.rag.markup import headings, without_links
 
@@ -218,3 +218,17 @@ def test_hostile_markdown_takes_no_long(text: str) -> None:
     without_links(text)
     headings(text)
     assert time.process_time() - begun < 5
+
+
+def test_sphinx_marks_and_entities_are_no_words(tmp_path: Path) -> None:
+    page = (
+        "<html><head><title>json &#8212; Encoder &amp; decoder</title></head><body><main>"
+        '<h1>json<a href="#json">¶</a></h1><p>Text about ¶ signs.</p></main></body></html>'
+    )
+    (tmp_path / "json.html").write_text(page, encoding="utf-8")
+    [found] = listing(tmp_path, own=tmp_path / "index").found
+    with Reader() as reader:
+        opened = reader.open(found)
+        [part] = opened.parts
+    assert opened.title == "json — Encoder & decoder"
+    assert headings(part.text)[0].words == "json" and "about ¶ signs" in part.text

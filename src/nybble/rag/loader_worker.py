@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from html import unescape
 from typing import Any
 
 from nybble.engines.child import Frame
@@ -60,7 +61,7 @@ def _extract(data: bytes, mime: str) -> tuple[str, list[str]]:
         texts = [str(page["content"]) for page in found.pages]
     else:
         texts = [without_links(found.content) if html else found.content]
-    return title if isinstance(title, str) else "", texts
+    return unescape(title) if isinstance(title, str) else "", texts
 
 
 def _reason(error: BaseException) -> str:

@@ -40,6 +40,8 @@ def without_links(markdown: str) -> str:
         elif not fence and "](" in line:
             # Twice, for a picture in a link.
             line = _LINK.sub(r"\1", _LINK.sub(r"\1", _IMAGE.sub("", line)))
+        if not fence and _HEADING.match(line):
+            line = line.rstrip().removesuffix("¶").rstrip()  # Sphinx's link to the heading itself
         lines.append(line)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 

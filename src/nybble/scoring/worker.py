@@ -86,7 +86,10 @@ class Worker(BaseWorker):
             self.event(step="context", lane=i)
             self._lanes.append(
                 self._models[model].context(
-                    parse(setting), h["context"], rows=self._rows, threads=threads,
+                    parse(setting),
+                    h["context"],
+                    rows=self._rows,
+                    threads=threads,
                     sequences=sequences,
                 )
             )
