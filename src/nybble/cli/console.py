@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +24,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+_WORDS = ("KV type", "role", "task")
 
 
 def out() -> Console:
@@ -53,6 +60,37 @@ def shown(found: Any, form: str | None, table: Any) -> bool:
         text = table.csv_text(found) if form == "csv" else table.markdown(found)
         click.echo(text.rstrip("\n"))
     return form is not None
+
+
+def planned(
+    rows: Sequence[Any], form: str | None, title: str, columns: Mapping[str, Callable[[Any], str]]
+) -> None:
+    """Print what a run would do, a dataclass a row, and the time it would take.
+
+    Args:
+        rows: with `seconds`.
+        form: "json", "csv" (both with every field), "markdown" or None.
+        title: of the table.
+        columns: heading -> text of a row; those named in `_WORDS` stand to the left.
+    """
+    if form == "json":
+        click.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    if form == "csv":
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        lines.writerow(asdict(rows[0]))
+        lines.writerows(asdict(row).values() for row in rows)
+        return
+    table = Table(title=title, title_justify="left")
+    if form == "markdown":
+        table = Table(box=box.MARKDOWN)
+    for name in (*columns, "about"):
+        table.add_column(name, justify="left" if name in _WORDS else "right")
+    for row in rows:
+        table.add_row(*(text(row) for text in columns.values()), f"{row.seconds:.0f} s")
+    out().print(table)
+    total = sum(row.seconds for row in rows)
+    click.echo(f"about {total / 60:.1f} minutes here, good to a factor of two; nothing was run")
 
 
 class BarProgress:

@@ -302,32 +302,12 @@ def _gate(result: Result, fail_over: float | None) -> int:
 
 
 def _show_plan(cells: list[PlannedCell], form: str | None) -> None:
-    import csv
-    import json
-    import sys
-    from dataclasses import asdict
-
-    from rich import box
-    from rich.table import Table
-
-    if form == "json":
-        click.echo(json.dumps([asdict(c) for c in cells], indent=1))
-        return
-    if form == "csv":
-        lines = csv.writer(sys.stdout, lineterminator="\n")
-        lines.writerow(asdict(cells[0]))
-        lines.writerows(asdict(c).values() for c in cells)
-        return
-    table = Table(title="cells to score", title_justify="left")
-    if form == "markdown":
-        table = Table(box=box.MARKDOWN)
-    for name in ("KV type", "role", "context", "chunks", "bits", "B/token", "cache", "about"):
-        table.add_column(name, justify="left" if name in ("KV type", "role") else "right")
-    for c in cells:
-        table.add_row(
-            c.setting, c.role, f"{c.context:,}", str(c.chunks), f"{c.bits:g}",
-            f"{c.bytes_per_token:,.0f}", f"{c.cache_bytes / 2**20:.1f} MiB", f"{c.seconds:.0f} s",
-        )  # fmt: skip
-    console.out().print(table)
-    total = sum(c.seconds for c in cells)
-    click.echo(f"about {total / 60:.1f} minutes here, good to a factor of two; nothing was run")
+    console.planned(cells, form, "cells to score", {
+        "KV type": lambda c: str(c.setting),
+        "role": lambda c: str(c.role),
+        "context": lambda c: f"{c.context:,}",
+        "chunks": lambda c: str(c.chunks),
+        "bits": lambda c: f"{c.bits:g}",
+        "B/token": lambda c: f"{c.bytes_per_token:,.0f}",
+        "cache": lambda c: f"{c.cache_bytes / 2**20:.1f} MiB",
+    })  # fmt: skip

@@ -76,32 +76,10 @@ def _show(done: Generated, report: Path, form: str | None) -> None:
 
 
 def _show_plan(lanes: list[PlannedLane], form: str | None) -> None:
-    import csv
-    import json
-    import sys
-    from dataclasses import asdict
-
-    from rich import box
-    from rich.table import Table
-
-    if form == "json":
-        click.echo(json.dumps([asdict(x) for x in lanes], indent=1))
-        return
-    if form == "csv":
-        lines = csv.writer(sys.stdout, lineterminator="\n")
-        lines.writerow(asdict(lanes[0]))
-        lines.writerows(asdict(x).values() for x in lanes)
-        return
-    table = Table(title="answers to generate", title_justify="left")
-    if form == "markdown":
-        table = Table(box=box.MARKDOWN)
-    for name in ("KV type", "role", "prompts", "tokens", "cache", "about"):
-        table.add_column(name, justify="left" if name in ("KV type", "role") else "right")
-    for x in lanes:
-        cache = f"{x.cache_bytes / 2**20:.1f} MiB"
-        table.add_row(
-            x.setting, x.role, str(x.prompts), f"{x.tokens:,}", cache, f"{x.seconds:.0f} s"
-        )
-    console.out().print(table)
-    total = sum(x.seconds for x in lanes)
-    click.echo(f"about {total / 60:.1f} minutes here, good to a factor of two; nothing was run")
+    console.planned(lanes, form, "answers to generate", {
+        "KV type": lambda x: str(x.setting),
+        "role": lambda x: str(x.role),
+        "prompts": lambda x: str(x.prompts),
+        "tokens": lambda x: f"{x.tokens:,}",
+        "cache": lambda x: f"{x.cache_bytes / 2**20:.1f} MiB",
+    })  # fmt: skip

@@ -80,32 +80,11 @@ def _show(result: TaskResult, report: Path, form: str | None) -> None:
 
 
 def _show_plan(cells: list[PlannedTask], form: str | None) -> None:
-    import csv
-    import json
-    import sys
-    from dataclasses import asdict
-
-    from rich import box
-    from rich.table import Table
-
-    if form == "json":
-        click.echo(json.dumps([asdict(c) for c in cells], indent=1))
-        return
-    if form == "csv":
-        lines = csv.writer(sys.stdout, lineterminator="\n")
-        lines.writerow(asdict(cells[0]))
-        lines.writerows(asdict(c).values() for c in cells)
-        return
-    table = Table(title="tasks to ask", title_justify="left")
-    if form == "markdown":
-        table = Table(box=box.MARKDOWN)
-    for name in ("task", "tokens", "contexts", "questions", "settings", "caches", "about"):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for c in cells:
-        table.add_row(
-            c.task, f"{c.length:,}", str(c.contexts), str(c.contexts * c.queries),
-            str(c.settings), f"{c.cache_bytes / 2**20:.1f} MiB", f"{c.seconds:.0f} s",
-        )  # fmt: skip
-    console.out().print(table)
-    total = sum(c.seconds for c in cells)
-    click.echo(f"about {total / 60:.1f} minutes here, good to a factor of two; nothing was run")
+    console.planned(cells, form, "tasks to ask", {
+        "task": lambda c: str(c.task),
+        "tokens": lambda c: f"{c.length:,}",
+        "contexts": lambda c: str(c.contexts),
+        "questions": lambda c: str(c.contexts * c.queries),
+        "settings": lambda c: str(c.settings),
+        "caches": lambda c: f"{c.cache_bytes / 2**20:.1f} MiB",
+    })  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nybble.cli import console
+from nybble.cli.rag_options import answering
 from nybble.errors import NybbleError
 
 if TYPE_CHECKING:
@@ -31,36 +32,15 @@ Examples:
 @click.argument("question")
 @click.option("--index", "place", type=_PATH, default=Path(".nybble-rag"), show_default=True,
               help="The index's folder.")  # fmt: skip
-@click.option("--model", metavar="GGUF", help="Served here by llama.cpp, for this question.")
-@click.option("--kv", default="auto", show_default=True, metavar="K/V",
-              help="KV setting of --model, as in nybble serve.")  # fmt: skip
-@click.option("--context", type=int, metavar="TOKENS",
-              help="Of the model.  [default: the server's; of --model what fits here]")  # fmt: skip
-@click.option("--url", metavar="URL", help="A running OpenAI-compatible server, not --model.")
-@click.option("--served-model", default="", metavar="NAME",
-              help="Its name on that server.  [default: the first]")  # fmt: skip
-@click.option("--slots", type=_PATH, metavar="FOLDER",
-              help="Where the llama.cpp server of --url saves slots, for prefixes.")  # fmt: skip
-@click.option("--frame", default="auto", show_default=True,
-              help="chat (the model's template), plain (a base model), auto.")  # fmt: skip
-@click.option("--k", type=int, default=8, show_default=True, help="Passages to look for.")
-@click.option("--mode", default="hybrid", show_default=True,
-              help="Retrieval: hybrid, dense or lexical.")  # fmt: skip
+@answering
 @click.option("--over", metavar="DOC,DOC",
               help="Answer from whole documents; their prefix is kept.")  # fmt: skip
 @click.option("--same", is_flag=True, help="Over the context of the last question.")
-@click.option("--answer-tokens", type=int, default=512, show_default=True, metavar="TOKENS",
-              help="An answer's longest.")  # fmt: skip
-@click.option("--temperature", type=float, default=0.0, show_default=True,
-              help="0 takes the likeliest token.")  # fmt: skip
-@click.option("--keep-prefixes", type=float, default=4.0, show_default=True, metavar="GIB",
-              help="Files of contexts; the longest unused go first.")  # fmt: skip
 @click.option("--no-prefix", is_flag=True, help="Keep no file, and no last question.")
 @click.option("--timeout", type=float, default=1800.0, show_default=True, metavar="SECONDS",
               help="Of silence, after which a server counts as gone.")  # fmt: skip
 @click.option("--embedding", metavar="NAME",
               help="The one of the index, named again: only for a server elsewhere.")  # fmt: skip
-@click.option("--embedding-model", default="", metavar="NAME", help="Of an embedding server.")
 @click.option("--json", "as_json", is_flag=True, help="Answer, sources and numbers as one object.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no numbers on stderr.")
 def ask(question: str, place: Path, as_json: bool, quiet: bool, **options: Any) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nybble.cli import console
+from nybble.cli.rag_options import answering
 from nybble.errors import MissingExtraError, NybbleError
 
 if TYPE_CHECKING:
@@ -45,30 +46,10 @@ Examples:
 @click.argument("folder", metavar="[DIR]", type=_PATH, required=False)
 @click.option("--index", "place", type=_PATH, metavar="PATH",
               help="The index.  [default: .nybble-rag in DIR, or here]")  # fmt: skip
-@click.option("--model", metavar="GGUF", help="Served here by llama.cpp.")
-@click.option("--kv", default="auto", show_default=True, metavar="K/V",
-              help="KV setting of --model, as in nybble serve.")  # fmt: skip
-@click.option("--context", type=int, metavar="TOKENS",
-              help="Of the model.  [default: what fits here, up to 32768]")  # fmt: skip
-@click.option("--url", metavar="URL", help="A running OpenAI-compatible server, not --model.")
-@click.option("--served-model", default="", metavar="NAME",
-              help="Its name on that server.  [default: the first]")  # fmt: skip
+@answering
 @click.option("--url-key-env", metavar="NAME",
               help="Variable with that server's key.  [default: OPENAI_API_KEY, or NYBBLE_API_KEY "
               "without --api-key]")  # fmt: skip
-@click.option("--slots", type=_PATH, metavar="FOLDER",
-              help="Where the llama.cpp server of --url saves slots, for prefixes.")  # fmt: skip
-@click.option("--frame", default="auto", show_default=True,
-              help="chat (the model's template), plain (a base model), auto.")  # fmt: skip
-@click.option("--k", type=int, default=8, show_default=True, help="Passages to look for.")
-@click.option("--mode", default="hybrid", show_default=True,
-              help="Retrieval: hybrid, dense or lexical.")  # fmt: skip
-@click.option("--answer-tokens", type=int, default=512, show_default=True, metavar="TOKENS",
-              help="An answer's longest.")  # fmt: skip
-@click.option("--temperature", type=float, default=0.0, show_default=True,
-              help="0 takes the likeliest token.")  # fmt: skip
-@click.option("--keep-prefixes", type=float, default=4.0, show_default=True, metavar="GIB",
-              help="Files of contexts; the longest unused go first.")  # fmt: skip
 @click.option("--no-prefix", is_flag=True, help="Keep no files of contexts.")
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="SECONDS",
               help="Of silence, after which the model's server counts as gone.")  # fmt: skip
@@ -78,7 +59,6 @@ Examples:
 @click.option("--embedding", metavar="NAME",
               help="Of a new index, as in nybble rag index; of one made with a server elsewhere, "
               "that server again.")  # fmt: skip
-@click.option("--embedding-model", default="", metavar="NAME", help="Of an embedding server.")
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address of the page; another than loopback needs --api-key.")  # fmt: skip
 @click.option("--port", type=int, default=8090, show_default=True, help="Of the page.")

@@ -23,6 +23,7 @@ from nybble.rag.web.desk import Desk, told
 from nybble.rag.web.guard import Headed
 from nybble.rag.web.turns import Event, HungUp, Turn, Turns
 from nybble.runtime.server.guard import Guarded
+from nybble.runtime.server.listener import json_body
 
 MOST_BYTES = 64 << 10  # of a request: a question is at most 8,000 characters
 PAUSE = 5.0  # seconds of silence after which a stream says that it lives
@@ -89,12 +90,12 @@ class _Api:
         return JSONResponse(await self._read(read))
 
     async def ask(self, request: Request) -> Response:
-        question = asked(read_object(await _body(request)))
+        question = asked(read_object(await json_body(request, MOST_BYTES, BadRequest)))
         turn = self._turns.put(partial(_work, partial(self._desk.ask, question)))
         return _Stream(turn, _parts(turn))
 
     async def index_again(self, request: Request) -> Response:
-        read_object(await _body(request))
+        read_object(await json_body(request, MOST_BYTES, BadRequest))
         await self._read(self._desk.index_again)
         return JSONResponse({"started": True}, 202)
 
@@ -152,20 +153,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     text = {404: f"there is no {request.url.path[:80]} here", 405: "another method is needed"}
     what = text.get(error.status_code, error.detail)
     return JSONResponse({"error": {"what": what}}, error.status_code)
-
-
-async def _body(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # A page of another site can send anything else to a server on loopback, unasked.
-        raise BadRequest(415, "the body must be JSON: Content-Type: application/json")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MOST_BYTES:
-            raise BadRequest(413, f"the request is longer than {MOST_BYTES:,} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _answered(handler: _Handler) -> _Handler:

@@ -7,11 +7,8 @@ transformers' tokenizer, which a GGUF does not have exactly, and it answers a mi
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
-from contextlib import suppress
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,10 +17,7 @@ from starlette.responses import Response
 from nybble.runtime.server.endpoints import Endpoints, Served, error_response
 from nybble.runtime.server.errors import ApiError
 from nybble.runtime.server.guard import Guarded
-from nybble.runtime.server.listen import listen
-from nybble.runtime.server.queue import Line
-
-_END_SECONDS = 3  # a connection may take when the server ends
+from nybble.runtime.server.listener import Listener
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -44,23 +38,7 @@ def application(endpoints: Endpoints, host: str, key: str | None) -> Guarded:
     return Guarded(app, host, key)
 
 
-class _Uvicorn(uvicorn.Server):
-    """Tells when it listens, and ends answers before it waits for their connections."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], line: Line) -> None:
-        super().__init__(config)
-        self._ready, self._line = ready, line
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._line.close()
-        await super().shutdown(sockets)
-
-
-class Server:
+class Server(Listener):
     """Listens from the start; answers while it runs.
 
     Args:
@@ -86,26 +64,13 @@ class Server:
         key: str | None = None,
         on_ready: Callable[[str], None] = lambda url: None,
     ) -> None:
-        self._listener = listen(host, port, key)
-        host = host.strip("[]")
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._listener.getsockname()[1]}"
         endpoints = Endpoints(served)
         self.line = endpoints.line
-        config = uvicorn.Config(
-            application(endpoints, host, key), log_config=None, access_log=False, ws="none",
-            lifespan="off", server_header=False, timeout_graceful_shutdown=_END_SECONDS,
-        )  # fmt: skip
-        self._server = _Uvicorn(config, lambda: on_ready(self.url), self.line)
-
-    def run(self) -> None:
-        """Answer until `stop`, SIGINT or SIGTERM; a signal is raised again at the end."""
-        try:
-            self._server.run(sockets=[self._listener])
-        finally:
-            with suppress(OSError):
-                self._listener.close()
-
-    def stop(self) -> None:
-        """End it, from any thread; answers that are not done end where they are."""
-        self._server.should_exit = True
+        super().__init__(
+            lambda at, shown: application(endpoints, at, shown),
+            self.line,
+            host,
+            port,
+            key,
+            on_ready,
+        )

@@ -17,6 +17,7 @@ from nybble.runtime.generate_report import Report
 from nybble.runtime.sampling import Sampling
 from nybble.runtime.server.answers import DONE, Answers, error_event
 from nybble.runtime.server.errors import ApiError, failed, refused
+from nybble.runtime.server.listener import json_body
 from nybble.runtime.server.queue import Job, Line
 from nybble.runtime.server.requests import ChatRequest, CompletionRequest, read
 from nybble.runtime.text import Text
@@ -83,7 +84,7 @@ class Endpoints:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        asked = read(ChatRequest, await _body(request))
+        asked = read(ChatRequest, await json_body(request, MOST_BYTES, ApiError))
         self._check_model(asked.model)
         messages = asked.conversation()
         text = self._served.text
@@ -92,7 +93,7 @@ class Endpoints:
 
     async def completion(self, request: Request) -> Response:
         """POST /v1/completions."""
-        asked = read(CompletionRequest, await _body(request))
+        asked = read(CompletionRequest, await json_body(request, MOST_BYTES, ApiError))
         self._check_model(asked.model)
         given, text = asked.given(), self._served.text
         if not given:
@@ -188,20 +189,6 @@ async def _gone(request: Request) -> None:
     """Wait until the client hangs up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _body(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # A web page of a stranger can post anything else to a server on loopback, unasked.
-        raise ApiError(415, "the body must be JSON: Content-Type: application/json")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MOST_BYTES:
-            raise ApiError(413, f"the request is longer than {MOST_BYTES:,} bytes")
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _answered(handler: _Handler) -> _Handler:
