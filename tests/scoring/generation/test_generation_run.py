@@ -74,7 +74,8 @@ def misbehave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Patch:
         source = WORKER.replace("{context}", context).replace("{last}", last)
         (folder / "bad_generation_worker.py").write_text(source)
         monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        monkeypatch.setattr(backend, "WORKER", "bad_generation_worker")
+        workers = ("bad_generation_worker", backend.WORKERS[1])
+        monkeypatch.setattr(backend.LlamaGeneration, "workers", workers)
 
     return patch
 

@@ -27,6 +27,7 @@ from nybble.scoring.generation.torch_worker import (  # noqa: E402
     TorchGenerationWorker,
     TorchLane,
 )
+from nybble.scoring.tasks import backend as tasks_backend  # noqa: E402
 from torch_runs import InProcess, write_folder  # noqa: E402
 
 INT4 = "int4_per_token_head/int4_per_token_head"
@@ -36,7 +37,7 @@ class Child(InProcess):
     """The generation worker in this process."""
 
     def __init__(self, module: str, *, timeout: float = 1800.0) -> None:
-        assert module == backend.TORCH_WORKER
+        assert module == backend.WORKERS[1]
         self._worker = TorchGenerationWorker(io.BytesIO())  # type: ignore[assignment]
         self.alive, self.where = True, {}
 
@@ -52,7 +53,7 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NYBBLE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(backend, "EngineProcess", Child)
+        patch.setattr(tasks_backend, "EngineProcess", Child)
         out = tmp_path_factory.mktemp("packed")
         yield generate(request(folder, out, "q8_0", INT4, prompts=5))
     torch.set_num_threads(threads)
@@ -90,7 +91,7 @@ def test_a_lane_goes_on_as_the_model_alone_does(folder: Path) -> None:
 def test_the_same_again_generates_nothing(
     folder: Path, packed: Generated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "EngineProcess", Child)
+    monkeypatch.setattr(tasks_backend, "EngineProcess", Child)
     before = cells(packed.folder)
     again = generate(request(folder, packed.folder, "q8_0", INT4, prompts=5))
     assert cells(packed.folder) == before and again.run.rows == packed.run.rows

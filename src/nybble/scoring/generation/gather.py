@@ -75,7 +75,7 @@ def gather(
     named = sources(request.measured())
     found = Prompts()
     progress.stage("tokenizing")
-    child, extra = backend.prompter(model)
+    child, extra = backend.maker(model)
     try:
         piles = [
             _category(child, extra, source, model.template, request, found) for source in named

@@ -115,7 +115,7 @@ class GenerationRunner:
     def _ensure(self, needed: set[LaneSpec]) -> None:
         """A child with a context for every lane that is needed, the reference first."""
         if self._child is None:
-            self._child = self._backend.open(self._model)
+            self._child = self._backend.open(self._model, self._progress)
             self._made = []
         while True:
             lanes = [

@@ -27,8 +27,8 @@ from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import FLOOR, REFERENCE, MeasureRequest, Progress
 from nybble.scoring.server_backend import Servers
 
-WORKER = "nybble.scoring.tasks.worker"
-TORCH_WORKER = "nybble.scoring.tasks.torch_worker"
+# Modules of the children: over llama.cpp, over transformers.
+WORKERS = ("nybble.scoring.tasks.worker", "nybble.scoring.tasks.torch_worker")
 
 
 class Child(Protocol):
@@ -105,15 +105,15 @@ def wanted_settings(settings: Sequence[KVSetting]) -> list[KVSetting]:
 
 
 def tokenizing(
-    model: PreparedModel, timeout: float
+    model: PreparedModel, timeout: float, workers: tuple[str, str] = WORKERS
 ) -> tuple[EngineProcess, dict[str, Any], dict[str, str]]:
-    """A child that makes items, what its requests must name, and what it says of its engine.
+    """A child that has the tokenizer, what its requests must name, and what it says of its engine.
 
     llama.cpp's vocabulary for a GGUF, the folder's own tokenizer.json else.
     """
     if resolve(model.source).kind != "gguf":
-        return EngineProcess(TORCH_WORKER, timeout=timeout), {"path": str(model.source)}, {}
-    child = EngineProcess(WORKER, timeout=timeout)
+        return EngineProcess(workers[1], timeout=timeout), {"path": str(model.source)}, {}
+    child = EngineProcess(workers[0], timeout=timeout)
     try:
         header = {"op": "open", "paths": [str(model.scored_file)], "vocabulary": True}
         return child, {}, child.request(header).header["info"]
@@ -131,7 +131,8 @@ class LlamaTasks:
     """
 
     name = "llama.cpp"
-    protocol = {
+    workers = WORKERS
+    protocol: dict[str, Any] = {
         "engine": "llama.cpp",
         "hot_cache": "the context is read in parts of up to 512 tokens, each after its own K and "
         "V are stored; questions and answers follow as sequences that share its cells",
@@ -156,13 +157,13 @@ class LlamaTasks:
 
     def maker(self, model: PreparedModel) -> tuple[EngineProcess, dict[str, Any]]:
         """llama.cpp with the vocabulary alone."""
-        child, extra, self._info = tokenizing(model, self._request.timeout)
+        child, extra, self._info = tokenizing(model, self._request.timeout, self.workers)
         return child, extra
 
     def open(self, model: PreparedModel, progress: Progress) -> EngineProcess:
         """Weights loaded once."""
         progress.stage("loading the weights")
-        child = EngineProcess(WORKER, timeout=self._request.timeout)
+        child = EngineProcess(self.workers[0], timeout=self._request.timeout)
         threads = self._request.cpu_threads
         return opened(
             child, {"op": "open", "paths": [str(model.scored_file)], "threads": threads}
@@ -190,7 +191,8 @@ class TorchTasks:
     """
 
     name = "transformers"
-    protocol = {
+    workers = WORKERS
+    protocol: dict[str, Any] = {
         "engine": "nybble.Cache in transformers",
         "hot_cache": "the context is read in parts of 512 tokens, each after its own K and V are "
         "packed; questions and answers go on in forks that share its pages",
@@ -232,13 +234,13 @@ class TorchTasks:
 
     def maker(self, model: PreparedModel) -> tuple[EngineProcess, dict[str, Any]]:
         """The model's own tokenizer."""
-        child, extra, self._info = tokenizing(model, self._request.timeout)
+        child, extra, self._info = tokenizing(model, self._request.timeout, self.workers)
         return child, extra
 
     def open(self, model: PreparedModel, progress: Progress) -> EngineProcess:
-        """Weights loaded once, and the tokenizer's text of every token."""
+        """Weights loaded once."""
         progress.stage("loading the weights")
-        child = EngineProcess(TORCH_WORKER, timeout=self._request.timeout)
+        child = EngineProcess(self.workers[1], timeout=self._request.timeout)
         header = {
             "op": "open",
             "path": str(model.source),
@@ -250,15 +252,17 @@ class TorchTasks:
         }
         try:
             self._info = child.request(header).header["info"]
-            if resolve(model.source).kind == "gguf":
-                self._give_pieces(child, model)
+            self._complete(child, model)
         except BaseException:
             child.close()
             raise
         return child
 
-    def _give_pieces(self, child: EngineProcess, model: PreparedModel) -> None:
-        maker, _, _ = tokenizing(model, self._request.timeout)
+    def _complete(self, child: EngineProcess, model: PreparedModel) -> None:
+        """Give the child the tokenizer's texts, which answers are read with."""
+        if resolve(model.source).kind != "gguf":
+            return
+        maker, _, _ = tokenizing(model, self._request.timeout, self.workers)
         try:
             reply = maker.request({"op": "pieces"})
         finally:
