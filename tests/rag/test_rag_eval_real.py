@@ -62,6 +62,7 @@ def test_a_tiny_model_through_every_part(
     assert run(capsys, *words).answers == found.answers
 
 
+@pytest.mark.long
 def test_smollm2_answers_and_does_so_again(
     capsys: pytest.CaptureFixture[str], index: Path, smollm2: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_gemma_follows_its_16_bit_self_less_with_fewer_bits(tmp_path: Path) -> N
     assert not [w for w in found.run.warnings if "deterministic" in w]
 
 
+@pytest.mark.long
 def test_smollm2_answers_in_its_template_and_ends(tmp_path: Path) -> None:
     wanted = request(
         smollm2(), tmp_path / "run", "q4_0", prompts=3, prompt_tokens=384, threads=None,
