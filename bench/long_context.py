@@ -1,11 +1,11 @@
 """Both demo models: which answers a KV setting loses, where answers part, what KLD had said.
 
-    python bench/long_context.py tasks kld generate page --work FOLDER [--smollm2 FILE.gguf]
+    python bench/long_context.py tasks generate page --work FOLDER [--smollm2 FILE.gguf]
 
-`tasks` asks every long-context task at each length, `kld` measures the mean KLD at the same
-lengths on built-in text, `generate` lets both models write; `page` fills docs/long-context.md with
-what is there. All of it resumes. NYBBLE_LLAMA_LIBRARY (your own build of the pinned llama.cpp)
-makes it up to twice as fast; the results name the build.
+`tasks` asks every long-context task at each length, `generate` lets both models write; `page` fills
+docs/long-context.md with what is there, beside the mean KLD that bench/agreement.py measured in
+llama.cpp. All of it resumes. NYBBLE_LLAMA_LIBRARY (your own build of the pinned llama.cpp) makes it
+up to twice as fast; the results name the build.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, put, save, table
-from nybble import MeasureRequest, measure, parse_setting
+from nybble import MeasureRequest, parse_setting
 from nybble.environment import cache_dir
 from nybble.models.demo import demo_model
 from nybble.report import tasks as task_tables
 from nybble.report.generation import markdown as generation_markdown
-from nybble.results.records import from_json as measured
 from nybble.results.tasks import ALL_TASKS, GenerationRun, TaskRun, from_json
 from nybble.scoring.generation.generate import SUMMARY, generate
 from nybble.scoring.generation.request import GenerateRequest
@@ -31,6 +30,8 @@ from nybble.scoring.tasks.measure import RECORD, measure_tasks
 from nybble.scoring.tasks.request import TaskRequest
 
 PAGE = Path(__file__).parents[1] / "docs" / "long-context.md"
+# Names in bench/results/agreement.json.
+AGREEMENT = {"gemma-3-270m": "gemma-3-270m", "smollm2-135m-instruct": "SmolLM2-135M"}
 SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
 # Length, contexts of each task, questions about each, tasks (None for all). On two cores an item of
 # 1,024 tokens takes 80 s in five caches, one of 4,096 three times that.
@@ -42,10 +43,9 @@ LENGTHS = (
 
 @dataclass(frozen=True)
 class Found:
-    """Records by model and length; KLD by setting as well."""
+    """Runs of tasks by model and length, and of generation by model."""
 
     runs: dict[tuple[str, int], TaskRun]
-    kld: dict[tuple[str, int, str], float]
     written: dict[str, GenerationRun]
 
 
@@ -59,7 +59,7 @@ def models(smollm2: Path | None) -> dict[str, Path]:
 
 
 def request(model: Path, length: int, documents: int, out: Path) -> MeasureRequest:
-    """What tasks and KLD have in common."""
+    """What is asked of it."""
     settings = tuple(parse_setting(s) for s in SETTINGS)
     return MeasureRequest(
         model=model, settings=settings, contexts=(length,), documents=documents, out=out,
@@ -90,17 +90,12 @@ def spearman(pairs: list[tuple[float, float]]) -> float:
 
 def load(work: Path, names: list[str]) -> Found:
     """What is there, as far as it is done."""
-    found = Found({}, {}, {})
+    found = Found({}, {})
     for name in names:
         for length, *_ in LENGTHS:
             path = work / f"tasks-{name}-{length}" / RECORD
             if path.exists():
                 found.runs[name, length] = from_json(TaskRun, path.read_text(encoding="utf-8"))
-            path = work / f"kld-{name}-{length}" / "summary.json"
-            if path.exists():
-                rows = measured(path.read_text(encoding="utf-8")).rows
-                found.kld.update({(name, length, r.setting): r.metrics["mean_kld"].value
-                                  for r in rows if r.role == "candidate"})  # fmt: skip
         path = work / f"generate-{name}" / SUMMARY
         if path.exists():
             found.written[name] = from_json(GenerationRun, path.read_text(encoding="utf-8"))
@@ -109,6 +104,8 @@ def load(work: Path, names: list[str]) -> Found:
 
 def points(found: Found) -> list[dict[str, Any]]:
     """One for each model, length and KV setting: mean KLD, and what became of the answers."""
+    text = (RESULTS / "agreement.json").read_text(encoding="utf-8")
+    kld = json.loads(text)["models"]
     made = []
     for (name, length), run in found.runs.items():
         for cell in run.cells:
@@ -116,7 +113,7 @@ def points(found: Found) -> list[dict[str, Any]]:
                 continue
             made.append({
                 "model": name, "length": length, "setting": cell.setting,
-                "kld": found.kld.get((name, length, cell.setting)),
+                "kld": kld[AGREEMENT[name]][cell.setting]["llama.cpp"],
                 "questions": cell.n_queries, "lost": cell.lost, "gained": cell.gained,
                 "exact_change": cell.exact_change and vars(cell.exact_change),
                 "choice_change": cell.choice_change and vars(cell.choice_change),
@@ -134,7 +131,7 @@ def page(found: Found) -> None:
         parts += [table(list(grid.header), [list(row) for row in grid.rows]), ""]
         parts += [*(f"- {sentence}" for sentence in run.conclusions), ""]
     made = points(found)
-    known = sorted((p for p in made if p["kld"] is not None), key=lambda p: float(p["kld"]))
+    known = sorted(made, key=lambda p: float(p["kld"]))
     lines = [
         [p["model"], f"{p['length']:,}", p["setting"], f"{p['kld']:.2g}",
          f"{p['lost']} lost, {p['gained']} gained of {p['questions']}", f"{p['answer_nll']:+.3f}"]
@@ -157,7 +154,7 @@ def page(found: Found) -> None:
 def main() -> None:
     """Run the parts that were named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=["tasks", "kld", "generate", "page"])
+    parser.add_argument("parts", nargs="+", choices=["tasks", "generate", "page"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--only", help="one model's name")
@@ -178,10 +175,7 @@ def main() -> None:
                 ))  # fmt: skip
                 continue
             for plan in lengths:
-                if part == "tasks":
-                    ask(given.work, name, path, plan)
-                else:
-                    measure(request(path, plan[0], 1, given.work / f"kld-{name}-{plan[0]}"))
+                ask(given.work, name, path, plan)
 
 
 if __name__ == "__main__":
