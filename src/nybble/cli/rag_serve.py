@@ -19,6 +19,7 @@ import click
 from nybble.cli import console
 from nybble.cli.rag_options import answering
 from nybble.errors import MissingExtraError, NybbleError
+from nybble.rag.packages import INSTALL
 
 if TYPE_CHECKING:
     from nybble.rag.answers import Options
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from nybble.serving.serve import Server
 
 _PATH = click.Path(path_type=Path)
-_INSTALL = 'pip install "nybble[rag]"'
 _PACKAGES = ("starlette", "uvicorn")
 _SERVER_KEYS = ("OPENAI_API_KEY", "NYBBLE_API_KEY")
 _EXAMPLES = """\b
@@ -93,7 +93,7 @@ def _check(options: dict[str, Any]) -> str | None:
     """Refuse what cannot work before anything is loaded; the page's key, if it has one."""
     absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
-        raise MissingExtraError("the page's server is not installed", hint=_INSTALL,
+        raise MissingExtraError("the page's server is not installed", hint=INSTALL,
                                 seen=f"missing: {', '.join(absent)}")  # fmt: skip
     from nybble.cli.options import key as from_environment
     from nybble.runtime.server.listen import listen

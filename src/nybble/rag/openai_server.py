@@ -16,11 +16,11 @@ from nybble.engines.server.http import check_url
 from nybble.errors import EngineError, MissingExtraError, NybbleError
 from nybble.rag.answers import CutOffError, Options, Server, Usage
 from nybble.rag.client import CONNECT, LONGEST, Answering, Reply, Stream, gone, refusal
+from nybble.rag.packages import INSTALL
 from nybble.rag.prompt import STOPS, Prompt, defused
 
 UNTOLD_CONTEXT = 4096  # tokens, of a server that does not tell its own
 ESTIMATE = 3  # bytes of UTF-8 a token; English has 4 to 4.5, so an estimate leaves room
-_INSTALL = 'pip install "nybble[rag]"'
 
 
 class OpenAIServer(Answering):
@@ -168,5 +168,5 @@ def _usage(chunk: Any) -> Usage | None:
 def _openai() -> Any:
     if importlib.util.find_spec("openai") is None:
         raise MissingExtraError("questions are sent with the official OpenAI client, which is not "
-                                "installed", seen="missing: openai", hint=_INSTALL)  # fmt: skip
+                                "installed", seen="missing: openai", hint=INSTALL)  # fmt: skip
     return importlib.import_module("openai")

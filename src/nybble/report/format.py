@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 
 from nybble.results.records import Estimate
 
@@ -175,3 +176,21 @@ def _three(value: float) -> str:
     if abs(value) >= 99.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"
+
+
+def with_interval(
+    found: Estimate | None, one: Callable[[float], str], end: Callable[[float], str] | None = None
+) -> str:
+    """A number and its interval where it has one, `55% [36, 86]`.
+
+    Args:
+        found: the estimate.
+        one: writes the value.
+        end: writes the ends; as the value if None.
+    """
+    if found is None:
+        return NONE
+    if found.low is None or found.high is None:
+        return one(found.value)
+    end = end or one
+    return f"{one(found.value)} [{end(found.low)}, {end(found.high)}]"

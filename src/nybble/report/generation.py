@@ -164,42 +164,22 @@ def first(row: Divergence, most: int) -> str:
 
 def share(found: Estimate | None) -> str:
     """`55% [36, 86]`, in whole per cent."""
-    if found is None:
-        return fmt.NONE
-    text = f"{100 * found.value:.0f}%"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return fmt.with_interval(found, lambda x: f"{100 * x:.0f}%", lambda x: f"{100 * x:.0f}")
 
 
 def whole(found: Estimate | None) -> str:
     """A number of tokens: `212 [180, 256]`."""
-    if found is None:
-        return fmt.NONE
-    text = fmt.count(found.value)
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{fmt.count(found.low)}, {fmt.count(found.high)}]"
+    return fmt.with_interval(found, fmt.count)
 
 
 def points(found: Estimate | None) -> str:
-    """A change of a share in points: `-4 [-20, 11]`."""
-    if found is None:
-        return fmt.NONE
-    text = f"{100 * found.value:+.0f}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+    """A change of a share in points: `-4 [-20, +11]`."""
+    return fmt.with_interval(found, lambda x: f"{100 * x:+.0f}")
 
 
 def number(found: Estimate | None) -> str:
     """Two decimals and the interval."""
-    if found is None:
-        return fmt.NONE
-    text = f"{found.value:.2f}"
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{found.low:.2f}, {found.high:.2f}]"
+    return fmt.with_interval(found, lambda x: f"{x:.2f}")
 
 
 def failures(run: GenerationRun) -> list[str]:

@@ -52,22 +52,12 @@ class Changed:
 
 def share(estimate: Estimate | None) -> str:
     """`42.0% [30.0%, 55.0%]`."""
-    if estimate is None:
-        return fmt.NONE
-    if estimate.low is None or estimate.high is None:
-        return fmt.percent(estimate.value)
-    low, high = fmt.percent(max(0.0, estimate.low)), fmt.percent(min(1.0, estimate.high))
-    return f"{fmt.percent(estimate.value)} [{low}, {high}]"
+    return fmt.with_interval(estimate, fmt.percent, lambda x: fmt.percent(min(1.0, max(0.0, x))))
 
 
 def points(estimate: Estimate | None) -> str:
     """`-4.0 [-10.0, +2.0]`, percentage points."""
-    if estimate is None:
-        return fmt.NONE
-    value = f"{100 * estimate.value:+.1f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+    return fmt.with_interval(estimate, lambda x: f"{100 * x:+.1f}")
 
 
 def setting(row: RagRow) -> str:

@@ -106,16 +106,11 @@ def share(cell: TaskCell) -> str:
 
 def points(estimate: Estimate | None) -> str:
     """A change in percentage points: `−6.2 [−11.0, −1.5]`."""
-    if estimate is None:
-        return fmt.NONE
 
     def one(value: float) -> str:
         return f"{100 * value:+.1f}".replace("-", "−") if round(1000 * value) else "0"
 
-    text = one(estimate.value)
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{one(estimate.low)}, {one(estimate.high)}]"
-    return text
+    return fmt.with_interval(estimate, one)
 
 
 def grid(run: TaskRun, columns: Sequence[str] | None = None) -> Grid:

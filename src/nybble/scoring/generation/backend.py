@@ -7,48 +7,26 @@ llama.cpp is first: its caches are those that servers use. What it cannot store 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nybble.engines.child import EngineProcess
-from nybble.formats import KVSetting
-from nybble.results.records import ModelRecord
 from nybble.scoring.backend import LlamaCpp
 from nybble.scoring.measure import choose_backend
 from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import MeasureRequest, Progress
-from nybble.scoring.tasks.backend import LlamaTasks, TorchTasks
+from nybble.scoring.tasks.backend import LlamaTasks, Prepared, TorchTasks
 from nybble.scoring.worker import MAX_PARALLEL
 
 WORKERS = ("nybble.scoring.generation.worker", "nybble.scoring.generation.torch_worker")
 
 
-class Backend(Protocol):
+class Backend(Prepared, Protocol):
     """One engine's way to generate."""
 
-    name: str
     at_once: int  # most lanes that work beside each other
-    protocol: dict[str, Any]  # what the record says of how this engine holds its cache
-
-    def check(self, path: Path) -> list[str]:
-        """Refuse what headers tell; return warnings."""
-
-    def prepare(self, path: Path, progress: Progress) -> PreparedModel:
-        """Make a model ready."""
-
-    def maker(self, model: PreparedModel) -> tuple[EngineProcess, dict[str, Any]]:
-        """A child that answers "prompts", and what that request must name besides."""
 
     def open(self, model: PreparedModel, progress: Progress) -> EngineProcess:
         """A child with the weights, that answers "lanes", "generate" and "score"."""
-
-    def identity(self, setting: KVSetting) -> Any:
-        """Everything about the engine that decides a setting's numbers."""
-
-    def record(self, model: PreparedModel) -> ModelRecord:
-        """What the result says of the model."""
-
-    def versions(self) -> dict[str, str]:
-        """Versions, and the hardware's part in them under "features"."""
 
 
 def choose(request: MeasureRequest, path: Path) -> Backend:

@@ -54,8 +54,8 @@ class Child(Protocol):
         """End it."""
 
 
-class Backend(Protocol):
-    """One engine's way to be asked."""
+class Prepared(Protocol):
+    """What tasks and generation ask of an engine alike, before any weights are loaded."""
 
     name: str
     protocol: dict[str, Any]  # what the record says of how this engine holds its cache
@@ -63,17 +63,11 @@ class Backend(Protocol):
     def check(self, path: Path) -> list[str]:
         """Refuse what headers tell; return warnings."""
 
-    def settings(self, folder: Path) -> list[KVSetting]:
-        """Settings to ask, the 16-bit reference first; `folder` is the run's."""
-
     def prepare(self, path: Path, progress: Progress) -> PreparedModel:
         """Make a model ready."""
 
     def maker(self, model: PreparedModel) -> tuple[EngineProcess, dict[str, Any]]:
-        """A child that answers "make", and what that request must name besides."""
-
-    def open(self, model: PreparedModel, progress: Progress) -> Child:
-        """Who has the weights, and answers "lanes" and "ask"."""
+        """A child that makes prompts or items, and what its requests must name besides."""
 
     def identity(self, setting: KVSetting) -> Any:
         """Everything about the engine that decides a setting's numbers."""
@@ -83,6 +77,16 @@ class Backend(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions, and the hardware's part in them under "features"."""
+
+
+class Backend(Prepared, Protocol):
+    """One engine's way to be asked."""
+
+    def settings(self, folder: Path) -> list[KVSetting]:
+        """Settings to ask, the 16-bit reference first; `folder` is the run's."""
+
+    def open(self, model: PreparedModel, progress: Progress) -> Child:
+        """Who has the weights, and answers "lanes" and "ask"."""
 
 
 def choose(request: MeasureRequest, path: Path) -> Backend:
