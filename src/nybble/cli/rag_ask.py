@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nybble.cli import console
-from nybble.cli.rag_options import answering
-from nybble.errors import NybbleError
+from nybble.cli.rag_options import answering, one_server
 
 if TYPE_CHECKING:
     from nybble.rag.answers import CutOffError, Event, Options, Server
@@ -58,7 +57,7 @@ def ask(question: str, place: Path, as_json: bool, quiet: bool, **options: Any) 
     from nybble.rag.index import open_index
 
     asked = _options(options)
-    _one_server(options)
+    one_server(options)
     embedding = {n: options[n] for n in ("embedding", "embedding_model")}
     shown = _Shown(as_json, quiet)
     with open_index(place, **embedding) as index:
@@ -81,15 +80,6 @@ def _options(options: dict[str, Any]) -> Options:
         **{name: options[name] for name in names}, over=console.names(options["over"]) or (),
         context=options["context"], prefix=not options["no_prefix"],
     )  # fmt: skip
-
-
-def _one_server(options: dict[str, Any]) -> None:
-    if bool(options["model"]) == bool(options["url"]):
-        raise NybbleError(
-            "one server answers", seen="--model and --url" if options["url"] else "neither",
-            allowed="--model GGUF, served here, or --url of one that runs",
-            hint="--model model.gguf",
-        )  # fmt: skip
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from nybble.errors import NybbleError
+
 _PATH = click.Path(path_type=Path)
 _ANSWERING = (
     click.option("--model", metavar="GGUF", help="Served here by llama.cpp."),
@@ -43,3 +45,17 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_ANSWERING):
         command = option(command)
     return command
+
+
+def one_server(options: dict[str, Any]) -> None:
+    """Refuse both a model and a server, and neither.
+
+    Raises:
+        NybbleError: says which.
+    """
+    if bool(options["model"]) == bool(options["url"]):
+        raise NybbleError(
+            "one server answers", seen="--model and --url" if options["url"] else "neither",
+            allowed="--model GGUF, served here, or --url of one that runs",
+            hint="--model model.gguf",
+        )  # fmt: skip

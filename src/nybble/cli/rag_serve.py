@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nybble.cli import console
-from nybble.cli.rag_options import answering
+from nybble.cli.rag_options import answering, one_server
 from nybble.errors import MissingExtraError, NybbleError
 from nybble.rag.packages import INSTALL
 
@@ -98,12 +98,7 @@ def _check(options: dict[str, Any]) -> str | None:
     from nybble.cli.options import key as from_environment
     from nybble.runtime.server.listen import listen
 
-    if bool(options["model"]) == bool(options["url"]):
-        raise NybbleError(
-            "one server answers", seen="--model and --url" if options["url"] else "neither",
-            allowed="--model GGUF, served here, or --url of one that runs",
-            hint="--model model.gguf",
-        )  # fmt: skip
+    one_server(options)
     _asked(options, None)
     _reached(options)
     key = from_environment() if options["keyed"] else None

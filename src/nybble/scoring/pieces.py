@@ -26,6 +26,17 @@ class Tokenizing(Protocol):
         """Token ids without BOS; `special` reads control tokens written in the text."""
 
 
+def documents_of(header: dict[str, Any]) -> Iterator[Document]:
+    """The documents of a request: those in it, or a built-in category's."""
+    given = header["documents"]
+    return (
+        CATEGORIES[header["category"]].load()
+        if given is None
+        else iter(Document(**{**d, "messages": tuple(d["messages"]),
+                              "tools": tuple(d["tools"])}) for d in given)
+    )  # fmt: skip
+
+
 def chunks(model: Tokenizing, header: dict[str, Any], event: Callable[..., None]) -> Frame:
     """Render, tokenize and cut one category; the answer's payload is the tokens.
 
@@ -34,13 +45,7 @@ def chunks(model: Tokenizing, header: dict[str, Any], event: Callable[..., None]
         header: category, documents (None for the built-in ones), template, context, wanted.
         event: told of every document.
     """
-    given = header["documents"]
-    documents = (
-        CATEGORIES[header["category"]].load()
-        if given is None
-        else iter(Document(**{**d, "messages": tuple(d["messages"]),
-                              "tools": tuple(d["tools"])}) for d in given)
-    )  # fmt: skip
+    documents = documents_of(header)
     how: set[str] = set()
     seen = 0
 

@@ -169,7 +169,8 @@ def cut_source(
     ]  # fmt: skip
 
 
-def _describe(source: Source, text: Text) -> dict[str, Any]:
+def describe(source: Source) -> dict[str, Any]:
+    """What a record says of a source: category, title, licence and where it is from."""
     known = CATEGORIES.get(source.category) if source.documents is None else None
     files = sorted({d.source for d in source.documents or ()})
     return {
@@ -177,6 +178,12 @@ def _describe(source: Source, text: Text) -> dict[str, Any]:
         "title": known.title if known else "your text",
         "licence": known.licence if known else "yours",
         "source": known.source if known else ", ".join(files)[:500],
+    }
+
+
+def _describe(source: Source, text: Text) -> dict[str, Any]:
+    return {
+        **describe(source),
         "chunks": {
             str(c): sum(x.category == source.category for x in chunks)
             for c, chunks in text.chunks.items()

@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from nybble.engines.child import EngineProcess
 from nybble.errors import NybbleError
-from nybble.scoring.corpora import CATEGORIES
 from nybble.scoring.generation.backend import Backend
 from nybble.scoring.generation.request import GenerateRequest
 from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import Progress
-from nybble.scoring.text import Source, sources
+from nybble.scoring.text import Source, describe, sources
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,7 @@ def _category(
 
 
 def _describe(source: Source, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    known = CATEGORIES.get(source.category) if source.documents is None else None
-    files = sorted({d.source for d in source.documents or ()})
     return {
-        "category": source.category,
-        "title": known.title if known else "your text",
-        "licence": known.licence if known else "yours",
-        "source": known.source if known else ", ".join(files)[:500],
+        **describe(source),
         "prompts": sum(p.category == source.category for p in prompts),
     }

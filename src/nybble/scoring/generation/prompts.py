@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from nybble.engines.child import Frame
 from nybble.errors import NybbleError
-from nybble.scoring.corpora import CATEGORIES, Document
+from nybble.scoring.corpora import Document
 from nybble.scoring.corpora.render import conversation, plain
 from nybble.scoring.corpora.variants import candidates, missing_part
-from nybble.scoring.pieces import Tokenizing
+from nybble.scoring.pieces import Tokenizing, documents_of
 
 Tokens = npt.NDArray[np.int32]
 
@@ -40,13 +40,7 @@ def prompts(model: Tokenizing, header: dict[str, Any], event: Callable[..., None
         Ids of documents, lengths of prompts and the id that ends a text in the header; int32
         tokens as the payload.
     """
-    given = header["documents"]
-    documents = (
-        CATEGORIES[header["category"]].load()
-        if given is None
-        else iter(Document(**{**d, "messages": tuple(d["messages"]),
-                              "tools": tuple(d["tools"])}) for d in given)
-    )  # fmt: skip
+    documents = documents_of(header)
     names: list[str] = []
     found: list[Tokens] = []
     how: set[str] = set()
