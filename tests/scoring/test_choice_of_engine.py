@@ -16,7 +16,8 @@ from tiny_runs import request  # noqa: E402
 from nybble.errors import NybbleError  # noqa: E402
 from nybble.formats import KVSetting, parse  # noqa: E402
 from nybble.scoring.backend import LlamaCpp  # noqa: E402
-from nybble.scoring.measure import choose_backend, measure, plan_cells  # noqa: E402
+from nybble.scoring.choose import choose_backend  # noqa: E402
+from nybble.scoring.measure import measure, plan_cells  # noqa: E402
 from nybble.scoring.request import MeasureRequest  # noqa: E402
 from nybble.scoring.torch_backend import Transformers  # noqa: E402
 from torch_runs import write_folder  # noqa: E402

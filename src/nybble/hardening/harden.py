@@ -25,7 +25,7 @@ from nybble.models.checkpoint import Checkpoint, resolve
 from nybble.results.hardened import Hardened, LayerGain
 from nybble.scoring import prepare as prep
 from nybble.scoring.calibration_text import short_texts
-from nybble.scoring.measure import choose_backend
+from nybble.scoring.choose import choose_backend
 from nybble.scoring.request import DEVICES, WEIGHTS, MeasureRequest, Progress, Silent
 
 DEFAULT_TOKENS = 2048

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -155,7 +156,8 @@ class RunStore:
             NybbleError: the disk is full or the folder cannot be written.
         """
         target = self.path(name)
-        partial = target.with_suffix(".tmp")
+        # A name of its own: two processes of a sweep may score the same cell.
+        partial = target.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
         columns: dict[str, Any] = {f: np.ascontiguousarray(rows[f]) for f in rows.dtype.names or ()}
         fixed = ", ".join(f"{_literal(v)} AS {k}" for k, v in constants.items())
         try:

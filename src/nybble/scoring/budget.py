@@ -198,7 +198,7 @@ def _sensitivities(
     progress: Progress,
 ) -> dict[Site, float]:
     """Mean KLD of each site alone in the probe type."""
-    from nybble.scoring.measure import default_folder  # measure.py imports this module
+    from nybble.scoring.job import default_folder  # job.py imports this module
     from nybble.scoring.run import CellRunner
 
     context = min(text.chunks)

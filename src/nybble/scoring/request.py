@@ -42,6 +42,7 @@ class MeasureRequest:
         text: the user's UTF-8 files.
         jsonl: a file of texts or conversations.
         documents: chunks per category; None for 1 of each category, 8 of own text.
+        draw: which draw of documents: 0 the first `documents` of each category, 1 the next as many.
         score_from: fraction of the context that is not scored.
         via: "prefill" (blocks) or "decode" (token by token).
         weights: score on an "f16" or "f32" copy of quantized weights, or "as-shipped".
@@ -74,6 +75,7 @@ class MeasureRequest:
     text: tuple[Path, ...] = ()
     jsonl: Path | None = None
     documents: int | None = None
+    draw: int = 0
     score_from: float = 0.5
     via: str = "prefill"
     weights: str = "f16"
@@ -141,6 +143,7 @@ class MeasureRequest:
                 allowed="0 to 0.95",
             )  # fmt: skip
         _range("--documents", self.documents, 1)
+        _range("the draw of documents", self.draw, 0, 1000)
         _range("--threads", self.threads, 1, MOST_THREADS)
         _range("--seed", self.seed, 0)
         for context in self.memory_at:

@@ -47,11 +47,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Source:
-    """A category to cut into up to `wanted` chunks: built in (documents None) or the user's."""
+    """A category to cut into up to `wanted` chunks: built in (documents None) or the user's.
+
+    `skip` chunks go before them and belong to other draws.
+    """
 
     category: str
     documents: list[Document] | None
     wanted: int
+    skip: int = 0
 
 
 def gather(
@@ -122,9 +126,10 @@ def sources(request: MeasureRequest) -> list[Source]:
             seen=", ".join(clash),
             hint="rename it in the JSONL file, or leave it out of --categories",
         )
+    built_in, files = request.documents or 1, request.documents or FILE_CHUNKS
     return [
-        *(Source(n, None, request.documents or 1) for n in names),
-        *(Source(n, d, request.documents or FILE_CHUNKS) for n, d in groups.items()),
+        *(Source(n, None, built_in, request.draw * built_in) for n in names),
+        *(Source(n, d, files, request.draw * files) for n, d in groups.items()),
     ]
 
 
@@ -147,17 +152,20 @@ def cut_source(
             "category": source.category,
             "documents": given,
             "context": context,
-            "wanted": source.wanted,
+            "wanted": source.skip + source.wanted,
             "template": template,
         }
     )
-    meta: Sequence[dict[str, Any]] = reply.header["chunks"]
-    tokens = np.frombuffer(reply.payload, dtype=np.int32).reshape(len(meta), context)
+    cut: Sequence[dict[str, Any]] = reply.header["chunks"]
+    meta = cut[source.skip :]
+    tokens = np.frombuffer(reply.payload, dtype=np.int32).reshape(len(cut), context)[source.skip :]
     text.how.update(reply.header["how"])
     if not meta:
         count = reply.header["tokens"]
         why = f"has {count:,} tokens, too few for a context of {context:,}"
-        if count >= context:
+        if cut:
+            why = f"has no further document of {context:,} tokens after the first {len(cut)}"
+        elif count >= context:
             why = f"has no room in a context of {context:,}: the chat template alone fills it"
         text.warnings.append(f"{source.category} {why}; it is left out there")
     # One long file of the user is the only document there is: its chunks must then stand in.

@@ -35,7 +35,7 @@ from nybble.hardening.train.request import TrainRequest  # noqa: E402
 from nybble.models.checkpoint import Checkpoint  # noqa: E402
 from nybble.models.folder import weight_files  # noqa: E402
 from nybble.scoring.calibration_text import short_texts, training_texts  # noqa: E402
-from nybble.scoring.measure import choose_backend  # noqa: E402
+from nybble.scoring.choose import choose_backend  # noqa: E402
 from nybble.scoring.request import Progress  # noqa: E402
 
 Tokens = npt.NDArray[np.int32]

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from nybble.engines.child import EngineProcess
 from nybble.scoring.backend import LlamaCpp
-from nybble.scoring.measure import choose_backend
+from nybble.scoring.choose import choose_backend
 from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import MeasureRequest, Progress
 from nybble.scoring.tasks.backend import LlamaTasks, Prepared, TorchTasks

@@ -22,7 +22,7 @@ from nybble.models.checkpoint import resolve
 from nybble.results.records import ModelRecord
 from nybble.scoring import prepare as prep
 from nybble.scoring.backend import LlamaCpp, opened
-from nybble.scoring.measure import choose_backend
+from nybble.scoring.choose import choose_backend
 from nybble.scoring.prepare import PreparedModel
 from nybble.scoring.request import FLOOR, REFERENCE, MeasureRequest, Progress
 from nybble.scoring.server_backend import Servers
