@@ -19,12 +19,12 @@ from nybble.environment import VERSION
 from nybble.errors import NybbleError, nearest
 
 _GREEDY = ("--text",)
-_KEPT = ("measure", "calibrate", "harden")  # what they have finished is found again
+_KEPT = ("measure", "sweep", "calibrate", "harden")  # what they have finished is found again
 
 
 # In the order of the work. Imported when called: a plan takes less time than measuring's imports.
 COMMANDS = (
-    "measure", "plan", "cost", "harden", "calibrate", "generate", "engines", "config", "serve",
+    "measure", "sweep", "results", "report", "plan", "cost", "harden", "calibrate", "generate", "engines", "config", "serve",
     "verify", "bench", "rag", "watch", "doctor", "formats", "completion",
 )  # fmt: skip
 

@@ -104,6 +104,7 @@ class RunStore:
         with disk_errors(folder):
             self._rows.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(folder / ".lock", blocking=False)
+        self.damaged: list[str] = []  # cells that are there and could not be read
 
     def __enter__(self) -> RunStore:
         """Take the folder for this process.
@@ -171,6 +172,13 @@ class RunStore:
         finally:
             partial.unlink(missing_ok=True)
 
+    def set_aside(self, name: str) -> Path:
+        """Rename a damaged cell, so that the next run scores it again; nothing is deleted."""
+        target = self.path(name).with_suffix(".damaged")
+        with disk_errors(target):
+            os.replace(self.path(name), target)
+        return target
+
     def read_constants(self, name: str, columns: Sequence[str]) -> dict[str, Any]:
         """Constants of a cell; empty if it is missing, damaged or without these columns."""
         query = f"SELECT {', '.join(columns)} FROM read_parquet(?) LIMIT 1"
@@ -192,6 +200,7 @@ class RunStore:
                 query = f"SELECT {names} FROM read_parquet({_literal(str(path))})"
                 columns = db.execute(query).fetchnumpy()
         except duckdb.Error:
+            self.damaged.append(name)
             return None
         rows = np.empty(len(next(iter(columns.values()))), dtype=dtype)
         for field in dtype.names or ():
