@@ -159,7 +159,7 @@ def _reports(result: SweepResult, progress: console.BarProgress) -> None:
     for name in result.runs:
         folder = Path(result.place) / "runs" / name
         report, summary = folder / "report.html", folder / "summary.json"
-        if report.exists() and report.stat().st_mtime_ns > summary.stat().st_mtime_ns:
+        if report.exists() and name not in result.merged:
             continue
         progress.stage(f"writing the report of {name}")
         found = from_json(summary.read_text(encoding="utf-8"))

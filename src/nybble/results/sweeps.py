@@ -70,6 +70,7 @@ class SweepResult:
     Attributes:
         place: where its results are.
         runs: names of the run folders that are merged, in the order of the sweep.
+        merged: those of them whose summary was made now.
         cells: how many it has.
         scored: cells finished now.
         found: cells that were there already.
@@ -85,6 +86,7 @@ class SweepResult:
 
     place: str
     runs: list[str]
+    merged: list[str]
     cells: int
     scored: int
     found: int

@@ -111,6 +111,7 @@ class Sweep:
                 progress.begin(f"{len(todo)} groups", watch.total)
                 executor.run([self._task(w) for w in todo], watch)
             seconds = time.monotonic() - begun
+            watch.errors.update(self._unseen(todo, watch))
             self._keep(watch.errors)
             merged = self._merge(executor, progress, skipped)
             return self._result(watch, skipped, merged, seconds, executor)
@@ -127,6 +128,28 @@ class Sweep:
                    "context": w.group.context, "corpus": w.group.corpus}  # fmt: skip
         name = f"{w.group.run.name}, {w.group.corpus} at {w.group.context:,}"
         return Task(w.group.key, name, payload, w.guess.needs, w.group.run.name, w.guess.seconds)
+
+    def _unseen(self, todo: list[Waiting], watch: Groups) -> dict[str, NybbleError]:
+        """Groups that a worker says it finished and that are not here: it wrote elsewhere."""
+        found = {}
+        for w in todo:
+            reply = watch.replies.get(w.group.key)
+            if reply is not None and not self._appears(w.group):
+                found[w.group.key] = NybbleError(
+                    "a worker's results are not in the place that this machine sees",
+                    seen=f"{self.place.address} on {reply['node']}",
+                    allowed="a folder that all nodes share, or an address such as s3://bucket/x",
+                    hint="--place",
+                )
+        return found
+
+    def _appears(self, group: Group) -> bool:
+        """Whether a group's record is here; a network's file system may be seconds late."""
+        for wait in (0.0, 1.0, 5.0):
+            time.sleep(wait)
+            if self.place.read(_marker(group)) is not None:
+                return True
+        return False
 
     def _keep(self, failed: dict[str, NybbleError]) -> None:
         """Leave the error of a group whose worker could not."""
@@ -155,7 +178,6 @@ class Sweep:
             payload = {**_payload("collect", self.place, run), "skipped": never,
                        "key": self._merge_key(run, never)}  # fmt: skip
             if self._merged(run, payload["key"]):
-                merged.runs.append(run.name)
                 continue
             tasks.append(Task(run.name, run.name, payload, needs, run.name, _MERGE))
         if tasks:
@@ -194,11 +216,13 @@ class Sweep:
         scored = sum(key not in bad for w in self.waiting if w.record is None
                      for _, key in w.group.cells())  # fmt: skip
         return SweepResult(
-            place=self.place.address, runs=[r.name for r in self.runs if r.name in merged.runs],
+            place=self.place.address,
+            runs=[r.name for r in self.runs if r.name not in merged.errors],
+            merged=merged.runs,
             cells=cells, scored=scored, found=old, failed=failed, damaged=merged.damaged,
             groups=len(watch.replies),
             seconds=round(seconds, 3),
-            busy_seconds=round(sum(r["seconds"] for r in watch.replies), 3),
+            busy_seconds=round(sum(r["seconds"] for r in watch.replies.values()), 3),
             executor=executor.name, workers=executor.workers,
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ class Groups:
     def __init__(self, progress: Progress, total: float) -> None:
         self._progress, self.total = progress, max(total, 1e-6)
         self._shares: dict[str, float] = {}
-        self.replies: list[dict[str, Any]] = []
+        self.replies: dict[str, dict[str, Any]] = {}
         self.errors: dict[str, NybbleError] = {}
 
     def advanced(self, task: Task, share: float) -> None:
@@ -33,7 +33,7 @@ class Groups:
     def done(self, task: Task, reply: dict[str, Any]) -> None:
         """A group; some of its cells may have failed."""
         self.advanced(task, 1.0)
-        self.replies.append(reply)
+        self.replies[task.key] = reply
         for setting, error in reply["failed"].items():
             self._progress.note(f"{task.name}, {setting}: {str(error).splitlines()[0]}")
 
