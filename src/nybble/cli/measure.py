@@ -240,7 +240,7 @@ def _check_kind(ctx: click.Context, tasks: str | None, generate: int | None) -> 
     if tasks is None:
         barred |= {"queries"} & set(given)
     else:
-        barred |= {"fail_over", "score_from", "via", "top_k"} & set(given)
+        barred |= {"fail_over", "score_from", "via", "top_k", "draw"} & set(given)
     if barred:
         seen = ", ".join(sorted(given[name] for name in barred))
         kind = "--generate" if generate is not None else "--tasks" if tasks else "a measurement"
