@@ -92,6 +92,12 @@ def _cells(
             seen=seen, allowed=[str(c) for c in common] or "one that both runs have",
             hint="nybble measure with the same --context",
         )  # fmt: skip
+    if not (one.setting or two.setting or settings):
+        _note_apart(one, two, lambda run: run.settings, "of ", heard)
+    if not contexts:
+        _note_apart(
+            one, two, lambda run: [f"{c.context:,}" for c in run.done], "at context ", heard
+        )
     found = 0
     for context in common:
         for name_a, name_b in names:
@@ -131,9 +137,9 @@ def _settings(one: Run, two: Run, wanted: Sequence[str]) -> list[tuple[str, str]
     if same and any(a == b for a, b in names):
         raise NybbleError(
             "A and B are the same rows", seen=f"{one.text} and {two.text}",
-            allowed="two runs, two models of a run, or two settings",
-            hint=f"nybble results compare {one.folder}:K/V {two.folder}:K/V with two of "
-            + ", ".join(one.settings),
+            allowed=f"two runs, two models of a run, or two of {', '.join(one.settings)}",
+            hint="nybble results compare "
+            + " ".join(f"{one.folder}:{name}" for name in (*one.settings, "K/V", "K/V")[:2]),
         )  # fmt: skip
     if not names:
         raise NybbleError(
@@ -179,7 +185,7 @@ def _place(run: Run, cell: Cell) -> Place:
 def _unpaired(pair: Pair, a: Cell, b: Cell, why: str) -> Pair:
     """Each side's own numbers, from its record."""
     names = [m for m in ("mean_kld", "same_top", "flips") if m in a.metrics and m in b.metrics]
-    metrics = {m: Contrast(a.metrics[m], b.metrics[m]) for m in names}
+    metrics: dict[str, Contrast] = {m: Contrast(a.metrics[m], b.metrics[m]) for m in names}
     return replace(pair, only_a=a.n_tokens, only_b=b.n_tokens, metrics=metrics, margin=None,
                    reason=f"unpaired: {why}")  # fmt: skip
 
@@ -200,6 +206,16 @@ def _note(pair: Pair, found: Shared, heard: _Told) -> None:
     if found.other_chunks and not found.why_none:
         heard.notes[f"{found.other_chunks} chunks hold other tokens in the two runs and are left "
                     f"out at context {pair.context:,}"] = None  # fmt: skip
+
+
+def _note_apart(
+    one: Run, two: Run, has: Callable[[Run], Sequence[str]], what: str, heard: _Told
+) -> None:
+    """Note what only one side has, a failed row of the other included."""
+    for run, other in ((one, two), (two, one)):
+        only = dict.fromkeys(name for name in has(run) if name not in has(other))
+        if only:
+            heard.notes[f"only {run.text} has finished rows {what}{', '.join(only)}"] = None
 
 
 def _note_rows(run: Run, cell: Cell, n: int, heard: _Told) -> None:

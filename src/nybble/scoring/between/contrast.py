@@ -135,7 +135,7 @@ def _verdict(pair: Pair, n_tests: int) -> tuple[str, str]:
                             f"which takes {MIN_DOCUMENTS}")  # fmt: skip
     low, high, margin = difference.low, difference.high, pair.margin or 0.0
     if -margin <= low and high <= margin:
-        return f"same within {margin:.2g}", "the whole interval lies within the margin"
+        return f"same within {margin:.2g}", "the whole interval of the difference lies within it"
     if low <= 0 <= high:
         return UNRESOLVED, "the interval of the difference spans 0"
     p = 1.0 if pair.p_corrected is None else pair.p_corrected

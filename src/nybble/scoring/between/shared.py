@@ -27,8 +27,8 @@ _MEMORY = "4GB"
 _PLACE = "category, document, chunk, position"
 _TYPES = {
     "category": "VARCHAR", "document": "VARCHAR", "chunk": "BIGINT", "position": "BIGINT",
-    "token": "BIGINT", "kld": "DOUBLE", "nll": "DOUBLE", "nll_ref": "DOUBLE", "top": "BIGINT",
-    "top_ref": "BIGINT", "margin_ref": "DOUBLE",
+    "token": "BIGINT", "kld": "FLOAT", "nll": "FLOAT", "nll_ref": "FLOAT", "top": "BIGINT",
+    "top_ref": "BIGINT", "margin_ref": "FLOAT",
 }  # fmt: skip
 # Of a token, by side; `right` is a word of SQL.
 _VALUES = {
@@ -165,8 +165,10 @@ def _read(db: duckdb.DuckDBPyConnection, name: str, place: Place) -> int:
         nothing = ", ".join(f"CAST(NULL AS {t}) AS {c}" for c, t in _TYPES.items())
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT {nothing} LIMIT 0")
         return 0
-    where = ("FROM read_parquet($files, union_by_name = true) WHERE model = $label AND "
-             "reference = $label AND role = $role AND setting = $setting AND context = $context")  # fmt: skip
+    where = (
+        "FROM read_parquet($files, union_by_name = true) WHERE model = $label AND "
+        "reference = $label AND role = $role AND setting = $setting AND context = $context"
+    )
     values = {"files": files, "label": place.label, "role": place.role,
               "setting": place.setting, "context": place.context}  # fmt: skip
     try:
@@ -176,11 +178,18 @@ def _read(db: duckdb.DuckDBPyConnection, name: str, place: Place) -> int:
                               allowed=f"{MAX_ROWS:,}")  # fmt: skip
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT {columns} {where}", values)
         distinct = _one(db, f"SELECT count(*) FROM (SELECT DISTINCT {_PLACE} FROM {name})")
+        holes = " OR ".join(f"{c} IS NULL" for c in _TYPES)
+        if n_holes := _one(db, f"SELECT count(*) FROM {name} WHERE {holes}"):
+            raise NybbleError(
+                "token rows of a run have holes, so it is damaged",
+                seen=f"{n_holes:,} rows in {place.folder / ROWS}",
+                hint=f"nybble measure ... --out {place.folder} --fresh, or get the folder again",
+            )
     except duckdb.Error as error:
         raise NybbleError(
             "cannot read the token rows of a run",
             seen=f"{place.folder / ROWS}: {str(error).splitlines()[0][:300]}",
-            hint=f"take the damaged file away, or nybble measure ... --out {place.folder} --fresh",
+            hint=f"remove the damaged file, or nybble measure ... --out {place.folder} --fresh",
         ) from error
     if distinct < n:
         raise NybbleError(
@@ -193,9 +202,7 @@ def _read(db: duckdb.DuckDBPyConnection, name: str, place: Place) -> int:
     return n
 
 
-def _why_none(
-    db: duckdb.DuckDBPyConnection, n_a: int, n_b: int, n_shared: int, other: int
-) -> str:
+def _why_none(db: duckdb.DuckDBPyConnection, n_a: int, n_b: int, n_shared: int, other: int) -> str:
     """Say why two cells share no token."""
     for side, n in (("A", n_a), ("B", n_b)):
         if not n:
@@ -205,8 +212,10 @@ def _why_none(
     if other:
         return ("the same places of the same documents hold other tokens: another tokenizer, "
                 "framing, or edition of the text")  # fmt: skip
-    documents = ("SELECT count(*) FROM (SELECT DISTINCT category, document FROM a) JOIN "
-                 "(SELECT DISTINCT category, document FROM b) USING (category, document)")  # fmt: skip
+    documents = (
+        "SELECT count(*) FROM (SELECT DISTINCT category, document FROM a) JOIN "
+        "(SELECT DISTINCT category, document FROM b) USING (category, document)"
+    )
     if not _one(db, documents):
         return "they scored other documents"
     spans = [

@@ -162,8 +162,10 @@ def own_cells(folder: Path, record: Measurement, label: str) -> tuple[Cell, ...]
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound:
-        raise NybbleError("cannot use the run: a damaged nybble measurement",
-                          seen=folder / SUMMARY, hint="measure again, or get the folder again")  # fmt: skip
+        raise NybbleError(
+            "cannot use the run: a damaged nybble measurement", seen=folder / SUMMARY,
+            hint="measure again, or get the folder again",
+        )  # fmt: skip
     return found
 
 
