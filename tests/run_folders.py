@@ -32,7 +32,8 @@ def draw(kld: float, n: int, first: int, seed: int) -> Rows:
     rows["margin_ref"] = text.gamma(1.0, 1.5, n)
     hard = text.gamma(0.5, 2.0, n)  # hard tokens are hard for every setting
     rows["kld"] = kld * hard * own.gamma(1.0, 1.0, n)
-    rows["nll"] = rows["nll_ref"] + own.normal(0.3 * kld, (2 * rows["kld"]) ** 0.5, n)
+    noise = own.normal(0.3 * kld, (2 * rows["kld"]) ** 0.5, n)
+    rows["nll"] = np.maximum(rows["nll_ref"] + noise, 0.0)
     flip = own.random(n) < np.minimum(0.5, rows["kld"] ** 0.5 * 0.3)
     rows["top"] = np.where(flip, (rows["top_ref"] + 1) % 1000, rows["top_ref"])
     rows["rank"] = np.where(rows["top"] == rows["token"], 0, own.integers(1, 40, n))

@@ -251,10 +251,13 @@ def _write_report(result: Result) -> Path:
     # Imported here: the plotting library takes half a second that other commands need not pay.
     from nybble.report.html import html_report
     from nybble.report.table import markdown
+    from nybble.results.manifest import write_manifest
     from nybble.results.store import write_text
 
     write_text(result.folder / "report.md", markdown(result.measurement))
-    return write_text(result.folder / "report.html", html_report(result.measurement))
+    report = write_text(result.folder / "report.html", html_report(result.measurement))
+    write_manifest(result.folder)
+    return report
 
 
 def _show(result: Result, report: Path, form: str | None) -> None:

@@ -1,7 +1,9 @@
 """What a measurement leaves behind: plain, versioned records that anyone may read.
 
 `SCHEMA_VERSION` changes when a field changes its meaning or goes; `METRICS_VERSION` when the
-same rows would give another number. History of METRICS_VERSION: 1 first.
+same rows would give another number. History of METRICS_VERSION: 1 first. A field that comes along
+does not change it: what lacks the field is read with its default, and a reader that does not know
+the field says so instead of dropping what it may mean.
 """
 
 from __future__ import annotations
@@ -241,12 +243,12 @@ def read_record(text: str, kind: type[Any], newest: int, name: str) -> Any:
         name: what it is called in errors.
 
     Raises:
-        NybbleError: not such a record, or of a newer schema.
+        NybbleError: not such a record, of a newer schema, or with a field that came later.
     """
     try:
         data = json.loads(text)
         version = int(data["schema_version"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise NybbleError(f"not a nybble {name}", seen=str(error)) from error
     if version > newest:
         raise NybbleError(
@@ -257,8 +259,19 @@ def read_record(text: str, kind: type[Any], newest: int, name: str) -> Any:
         )
     try:
         return _build(kind, data)
+    except _UnknownFieldError as error:
+        raise NybbleError(
+            f"a nybble {name} with a field that this nybble does not know",
+            seen=str(error),
+            allowed="fields of this version; a newer one may have added it",
+            hint="pip install --upgrade nybble",
+        ) from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise NybbleError(f"a damaged nybble {name}", seen=str(error)) from error
+
+
+class _UnknownFieldError(ValueError):
+    """A field that a dataclass does not have."""
 
 
 def _build(kind: Any, data: Any) -> Any:
@@ -268,6 +281,9 @@ def _build(kind: Any, data: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         assert isinstance(kind, type)
+        unknown = sorted(data.keys() - hints.keys())
+        if unknown:
+            raise _UnknownFieldError(f"{unknown[0][:60]} in a {kind.__name__}")
         return kind(**{k: _build(hints[k], v) for k, v in data.items()})
     args = [a for a in get_args(kind) if a is not type(None)]
     if isinstance(data, list) and args:
