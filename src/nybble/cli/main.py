@@ -24,8 +24,9 @@ _KEPT = ("measure", "sweep", "calibrate", "harden")  # what they have finished i
 
 # In the order of the work. Imported when called: a plan takes less time than measuring's imports.
 COMMANDS = (
-    "measure", "sweep", "results", "report", "plan", "cost", "harden", "calibrate", "generate", "engines", "config", "serve",
-    "verify", "bench", "rag", "watch", "doctor", "formats", "completion",
+    "measure", "sweep", "results", "report", "plan", "cost", "harden", "calibrate", "generate",
+    "engines", "config", "serve", "verify", "bench", "rag", "watch", "doctor", "formats",
+    "completion",
 )  # fmt: skip
 
 
