@@ -106,7 +106,7 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.option("--categories", help=f"Of {', '.join(CATEGORIES)}.  [default: all]")
 @click.option("--documents", type=int, help="Documents per category.  [default: 1; own text 8]")
 @click.option("--draw", type=int, default=0, show_default=True,
-              help="Which documents: 0 the first of each category, 1 the next as many.")  # fmt: skip
+              help="Which documents: 0 the first of a category, 1 the next as many.")  # fmt: skip
 @click.option("--text", multiple=True, type=_PATH, metavar="FILE...", help="Your UTF-8 text.")
 @click.option("--jsonl", type=_PATH, help="Your conversations or texts, one JSON object a line.")
 @click.option("--score-from", type=float, default=0.5, show_default=True,

@@ -56,7 +56,7 @@ _GRID = {"model": "--model", "kv": "--kv", "k": "--k", "v": "--v", "context": "-
 @click.option("--seeds", help="Draws of documents, with commas.")
 @click.option("--engine", help="auto, llama.cpp or transformers.")
 @click.option("--place", metavar="FOLDER|ADDRESS",
-              help=f"Where results go; all workers see it.  [default: {DEFAULT_PLACE}]")  # fmt: skip
+              help=f"Where results go, for all to see.  [default: {DEFAULT_PLACE}]")  # fmt: skip
 @click.option("--ray", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
               help="On Ray: this node's cluster, or the one at ADDRESS.")  # fmt: skip
 @click.option("--workers", type=int, help="Groups at once on this machine.")

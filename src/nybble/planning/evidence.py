@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nybble.errors import NybbleError
+from nybble.results.base.find import MAX_BYTES, SUMMARY, run_folders
 from nybble.results.plans import Quality
 from nybble.results.records import Measurement, Row, from_json
 
 MAX_RUNS = 1000
-MAX_BYTES = 64 << 20  # of one summary.json; real ones are under 1 MB
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _summaries(folders: Iterable[Path]) -> list[Path]:
                 allowed="a folder that nybble measure wrote, or one that holds such folders",
                 hint="nybble measure MODEL",
             )  # fmt: skip
-        names = [folder / "summary.json", *sorted(folder.glob("*/summary.json"))[:MAX_RUNS]]
-        found += [p for p in names if p.is_file() and p.stat().st_size <= MAX_BYTES]
+        names = [run / SUMMARY for run in run_folders(folder)[:MAX_RUNS]]
+        found += [p for p in names if p.stat().st_size <= MAX_BYTES]
     return found
 
 
