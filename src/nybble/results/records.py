@@ -9,6 +9,7 @@ the field says so instead of dropping what it may mean.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
@@ -274,12 +275,18 @@ class _UnknownFieldError(ValueError):
     """A field that a dataclass does not have."""
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a record's fields; asked for every row of every record."""
+    return get_type_hints(kind)
+
+
 def _build(kind: Any, data: Any) -> Any:
     """Rebuild nested dataclasses from plain JSON, by the fields' types."""
     if data is None:
         return None
     if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         assert isinstance(kind, type)
         unknown = sorted(data.keys() - hints.keys())
         if unknown:

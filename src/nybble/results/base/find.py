@@ -30,12 +30,12 @@ def run_folders(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise NybbleError("there is no such result base", seen=root, allowed="a folder of runs",
-                          hint="nybble measure MODEL --out FOLDER, or --base FOLDER")  # fmt: skip
+                          hint="nybble measure MODEL, or name the folder of its results")  # fmt: skip
     try:
         os.listdir(root)
     except OSError as error:
         raise NybbleError("cannot read the result base", seen=f"{root}: {error.strerror}",
-                          hint="--base FOLDER that you may read") from error  # fmt: skip
+                          hint="a folder that you may read") from error  # fmt: skip
     top = root.resolve()
     return sorted(Path(path) for path in _walk(str(root), top, DEPTH))
 
