@@ -286,8 +286,8 @@ def _build(kind: Any, data: Any) -> Any:
     if data is None:
         return None
     if dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
         assert isinstance(kind, type)
+        hints = _hints(kind)
         unknown = sorted(data.keys() - hints.keys())
         if unknown:
             raise _UnknownFieldError(f"{unknown[0][:60]} in a {kind.__name__}")

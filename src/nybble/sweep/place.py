@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,11 +105,19 @@ class FolderPlace:
         return RunStore(self.folder / "runs" / run)
 
     def read(self, path: str) -> bytes | None:
-        """A small file; None if it is not there."""
+        """A small file; None if it is not there.
+
+        Raises:
+            NybbleError: it may not be read.
+        """
         try:
             return (self.folder / path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise NybbleError("cannot read the sweep's place",
+                              seen=f"{self.folder / path}: {error.strerror}",
+                              allowed="one that you may read and write") from error  # fmt: skip
 
     def write(self, path: str, data: bytes) -> None:
         """Under a name of its own first, then renamed."""
@@ -159,7 +167,12 @@ class RemotePlace:
             raise NybbleError("no such kind of place", seen=address,
                               allowed="a folder, or an address of fsspec: s3://, gs://, ...",
                               hint=str(error)) from error  # fmt: skip
+        if not address.partition("://")[2].strip("/"):
+            raise NybbleError("an address of a place needs a bucket or a folder", seen=address,
+                              allowed=f"{protocol}://NAME/FOLDER")  # fmt: skip
         self.address = address.rstrip("/")
+        # Buckets have no folders; making one would make a bucket out of a typing error.
+        self._bucket = "" if self._root.startswith("/") else self._root.partition("/")[0]
 
     def path(self, path: str) -> str:
         """In the file system's own spelling."""
@@ -186,6 +199,11 @@ class RemotePlace:
     def check(self) -> None:
         """By a file that is written, read back and removed."""
         probe = f".probe-{secrets.token_hex(4)}"
+        with self.errors(probe):
+            if self._bucket and not self.fs.exists(self._bucket):
+                raise NybbleError("the sweep's place is not there, or may not be listed",
+                                  seen=self.address, allowed="a bucket that exists",
+                                  hint="make the bucket, or --place ANOTHER")  # fmt: skip
         self.write(probe, b"nybble")
         with self.errors(probe):
             if self.fs.cat_file(self.path(probe)) != b"nybble":
@@ -209,7 +227,8 @@ class RemotePlace:
     def write(self, path: str, data: bytes) -> None:
         """Object stores show a file when it is whole."""
         with self.errors(path):
-            self.fs.makedirs(self.path(path).rpartition("/")[0], exist_ok=True)
+            if not self._bucket:
+                self.fs.makedirs(self.path(path).rpartition("/")[0], exist_ok=True)
             self.fs.pipe_file(self.path(path), data)
 
     def names(self, folder: str) -> list[str]:
@@ -261,20 +280,31 @@ class RemoteStore(RunStore):
 
     def set_aside(self, name: str) -> Path:
         """The same there: under another name."""
-        data = super().path(name).read_bytes()
+        data = self.path(name).read_bytes()
         self._place.write(self._remote(name).removesuffix(".parquet") + ".damaged", data)
         self._place.remove(self._remote(name))
         self._there.discard(f"{name}.parquet")
         return super().set_aside(name)
 
-    def path(self, name: str) -> Path:
-        """The copy here, fetched if it is only there."""
-        local = super().path(name)
-        if not local.exists() and f"{name}.parquet" in self._there:
-            data = self._place.read(self._remote(name))
-            if data is not None:
+    def read_constants(self, name: str, columns: Sequence[str]) -> dict[str, Any]:
+        """Constants of a cell, fetched if it is only there."""
+        self._fetch(name)
+        return super().read_constants(name, columns)
+
+    def read_cell(self, name: str, dtype: np.dtype[np.void]) -> npt.NDArray[np.void] | None:
+        """A cell, fetched if it is only there."""
+        self._fetch(name)
+        return super().read_cell(name, dtype)
+
+    def _fetch(self, name: str) -> None:
+        """Other workers have written since this store was opened, so the place itself is asked."""
+        local = self.path(name)
+        if local.exists():
+            return
+        data = self._place.read(self._remote(name))
+        if data is not None:
+            with disk_errors(local):
                 local.write_bytes(data)
-        return local
 
     def discard(self) -> None:
         """Remove the copies here."""

@@ -30,7 +30,7 @@ def run_folders(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise NybbleError("there is no such result base", seen=root, allowed="a folder of runs",
-                          hint="nybble measure MODEL, or name the folder of its results")  # fmt: skip
+                          hint="nybble measure MODEL, or its results' folder")  # fmt: skip
     try:
         os.listdir(root)
     except OSError as error:
