@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sweep_runs import FORTY, finish, merged, write_sweep
 
 from nybble.sweep import work
 
@@ -49,6 +51,21 @@ def folder(models: Path, tmp_path: Path) -> Path:
     for path in models.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Forty cells by one worker of this machine: what every other way must find."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for path in models.iterdir():
+        shutil.copy(path, folder)
+    write_sweep(folder, "out", **FORTY)
+    finish(folder, "out", "--workers", "1")
+    found = merged(folder / "out")
+    assert {p.rpartition("/")[2] for p in found if "/rows/" not in p} == {
+        "summary.json", "report.md", "report.html", "manifest.json",
+    }  # fmt: skip
+    return found
 
 
 @pytest.fixture(autouse=True)

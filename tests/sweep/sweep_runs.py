@@ -110,6 +110,12 @@ def said(cwd: Path) -> str:
     return (cwd / "said.txt").read_text(encoding="utf-8")
 
 
+def finish(folder: Path, name: str, *more: str) -> None:
+    """Run `nybble sweep NAME.toml` to a good end."""
+    process = start("sweep", f"{name}.toml", *more, cwd=folder)
+    assert process.wait(timeout=240) == 0, said(folder)
+
+
 def kill_tree(pid: int) -> None:
     """SIGKILL a process and all its children at once, as a power cut would."""
     try:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import psutil
 import pytest
-from sweep_runs import FORTY, cells, kill_tree, merged, run, said, start, wait_for, write_sweep
+from sweep_runs import (
+    FORTY,
+    cells,
+    finish,
+    kill_tree,
+    merged,
+    run,
+    said,
+    start,
+    wait_for,
+    write_sweep,
+)
 
 from nybble.sweep import spec as specs
 from nybble.sweep.drive import Sweep
@@ -20,26 +30,6 @@ def workers(driver: int) -> list[int]:
     """Process ids of a driver's workers."""
     return [p.pid for p in psutil.Process(driver).children()
             if "nybble.sweep.worker" in p.cmdline()]  # fmt: skip
-
-
-def finish(folder: Path, name: str, *more: str) -> None:
-    process = start("sweep", f"{name}.toml", *more, cwd=folder)
-    assert process.wait(timeout=240) == 0, said(folder)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The forty cells by one worker."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    for path in models.iterdir():
-        shutil.copy(path, folder)
-    write_sweep(folder, "out", **FORTY)
-    finish(folder, "out", "--workers", "1")
-    found = merged(folder / "out")
-    assert {p.rpartition("/")[2] for p in found if "/rows/" not in p} == {
-        "summary.json", "report.md", "report.html", "manifest.json",
-    }  # fmt: skip
-    return found
 
 
 def test_two_workers_find_what_one_finds(folder: Path, undisturbed: dict[str, bytes]) -> None:

@@ -13,6 +13,8 @@ from nybble.sweep.executor import Listener, Needs, Task
 from nybble.sweep.place import INSTALL
 
 _CONNECT = 5.0  # seconds that an address has to answer
+_SETTINGS = b"\x04"  # type of HTTP/2's first frame, which gRPC sends at once
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)
 _POLL = 1.0
 _QUIET = 60.0  # seconds without news after which lost nodes are spoken of
 
@@ -183,7 +185,7 @@ def _spell(cpus: float, gpus: float, memory: float) -> str:
 
 
 def _answers(address: str) -> None:
-    """Ask the port first: Ray itself tries an address that is not there for a minute.
+    """Ask the port first: Ray itself tries for minutes where nobody is, or somebody else.
 
     Raises:
         NybbleError: nobody listens there.
@@ -197,8 +199,11 @@ def _answers(address: str) -> None:
         raise NybbleError("not an address of Ray", seen=address,
                           allowed="auto, HOST:6379 or ray://HOST:10001")  # fmt: skip
     try:
-        with socket.create_connection((parts.hostname, port or 10001), timeout=_CONNECT):
-            pass
+        with socket.create_connection((parts.hostname, port or 10001), timeout=_CONNECT) as there:
+            there.sendall(_HTTP2)
+            # With TLS it waits for more and says nothing; then Ray itself finds out.
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and there.recv(9)[3:4] != _SETTINGS:
+                raise OSError("what listens there is not Ray")
     except OSError as error:
         raise NybbleError(
             "no Ray at this address", seen=f"{address}: {error}",

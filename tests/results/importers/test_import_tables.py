@@ -77,3 +77,13 @@ def test_who_measured_and_where_it_stands(tmp_path: Path, missing: str) -> None:
 def test_mistakes(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(NybbleError, match=words):
         rows(tmp_path, text)
+
+
+def test_a_forks_kv_type_is_kept_with_a_word_about_it(tmp_path: Path) -> None:
+    """Forks publish types that nybble does not have; a setting told in part stays an error."""
+    found = rows(tmp_path, "model,kv,mean_kld,note\nm,q6_0/q6_0,0.02,page 3\nm,q8_0/q8_0,0.01,\n")
+    assert [(r.setting, r.note) for r in found] == [
+        ("q6_0/q6_0", "page 3; a KV type that nybble does not know"), ("q8_0/q8_0", ""),
+    ]  # fmt: skip
+    with pytest.raises(NybbleError, match="unknown KV type"):
+        rows(tmp_path, "model,kv,mean_kld\nm,q6_0,0.02\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from nybble.errors import NybbleError, nearest
 from nybble.results.base.external import External
@@ -24,6 +25,7 @@ _DOWN = (
     "ppl_ratio", "ppl_diff", "nll_diff", "word_perplexity", "bits_per_byte",
 )  # fmt: skip
 METRICS = {**dict.fromkeys(_DOWN, False), **dict.fromkeys(_UP, True)}
+_FOREIGN = re.compile(r"[a-z0-9_]{2,40}/[a-z0-9_]{2,40}")  # K/V in full
 _YES = {"true": True, "yes": True, "false": False, "no": False, "": None}
 
 
@@ -105,14 +107,18 @@ def _row(row: dict[str, str], where: str, given: Given) -> list[External]:
         kv = f"{row.get('k', '')}/{row.get('v', '')}"
     else:
         kv = row.get("kv", "")
+    foreign = ""
     try:
         setting = given.setting or (given.read_setting(kv) if kv else "")
     except NybbleError as error:
-        raise NybbleError(error.what, seen=f"{error.seen or kv} in {where}", allowed=error.allowed,
-                          hint=error.hint) from error  # fmt: skip
+        if not _FOREIGN.fullmatch(kv):
+            raise NybbleError(error.what, seen=f"{error.seen or kv} in {where}",
+                              allowed=error.allowed, hint=error.hint) from error  # fmt: skip
+        setting, foreign = kv, "a KV type that nybble does not know"  # a fork's, or misspelt
     model = given.model or row["model"]
     if not model:
         raise NybbleError("a line without a model", seen=where, hint="--model NAME")
+    note = "; ".join(filter(None, [row.get("note", ""), foreign]))
     numbers: list[tuple[str, str, str, bool | None]]
     if "metric" in row:
         up = row.get("higher_is_better", "").lower()
@@ -134,7 +140,7 @@ def _row(row: dict[str, str], where: str, given: Given) -> list[External]:
                 value=_number(value, metric, where),
                 stderr=_number(stderr, f"{metric}'s standard error", where) if stderr else None,
                 task=row.get("task", ""), context=given.context or _whole(row, "context", where),
-                n=_whole(row, "n", where), higher_is_better=better, note=row.get("note", ""),
+                n=_whole(row, "n", where), higher_is_better=better, note=note,
             )
         )  # fmt: skip
     return found
