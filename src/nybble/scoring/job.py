@@ -177,6 +177,7 @@ class Job:
         rows = [
             r for chunks in self._text.chunks.values() for r in collector.rows(self._series, chunks)
         ]
+        runner.close()  # a runner of servers tells their notes then; scoring opens it again
         measurement = self._record(rows, runner)
         measurement.warnings.extend(
             [*self._warnings, *self._text.warnings, *collector.warnings, *runner.outcome.notes]
