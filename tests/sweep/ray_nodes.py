@@ -6,9 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 from sweep_runs import kill_tree
 
 _SMALL = 100 << 20  # bytes of object store of a node; results are small
@@ -39,16 +40,28 @@ class Nodes:
             os.environ.clear()
             os.environ.update(before)
 
-    @staticmethod
-    def kill(node: Any) -> None:
+    def busy(self, node: Any) -> bool:
+        """Whether a group is being scored there: Ray gives a worker the name of its task."""
+        for process in psutil.Process(_daemon(node)).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                title = " ".join(process.cmdline())
+                if title.startswith("ray::") and " at " in title:
+                    return True
+        return False
+
+    def kill(self, node: Any) -> None:
         """SIGKILL the node's daemon and its workers at once."""
-        for kind in ("raylet",):
-            for info in node.all_processes[kind]:
-                kill_tree(info.process.pid)
+        kill_tree(_daemon(node))
 
     def close(self) -> None:
         self._cluster.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _daemon(node: Any) -> int:
+    (info,) = node.all_processes["raylet"]
+    pid: int = info.process.pid
+    return pid
 
 
 @contextmanager

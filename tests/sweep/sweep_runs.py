@@ -72,10 +72,14 @@ def run(path: Path, executor: Executor | None = None, **how: Any) -> SweepResult
 
 
 def merged(place: Path) -> dict[str, bytes]:
-    """All that must be the same whoever ran a sweep and whatever happened on the way."""
+    """All that must be the same whoever ran a sweep and whatever happened on the way.
+
+    Not who did it (groups/), nor what a process that was killed had begun to write.
+    """
     found = {}
     for path in sorted(place.glob("runs/*/**/*")):
-        if path.is_file() and path.parent.name != "groups" and not path.name.startswith("."):
+        begun = path.name.startswith(".") or path.suffix == ".tmp"
+        if path.is_file() and path.parent.name != "groups" and not begun:
             found[path.relative_to(place).as_posix()] = path.read_bytes()
     return found
 

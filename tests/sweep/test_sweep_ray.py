@@ -60,7 +60,7 @@ def test_a_node_is_killed_and_then_the_driver(
     victim = cluster.add()  # a third node, with work of its own
     write_sweep(folder, "out", **FORTY)
     driver = start("sweep", "out.toml", "--ray", cluster.address, cwd=folder)
-    wait_for(lambda: len(cells(out)) >= 20)
+    wait_for(lambda: len(cells(out)) >= 20 and cluster.busy(victim))
     cluster.kill(victim)
     after_node = cells(out)
     wait_for(lambda: len(cells(out)) >= len(after_node) + 20)
@@ -83,7 +83,7 @@ def test_a_lost_node_alone_costs_nothing_but_time(
     out, victim = folder / "out", cluster.add()
     write_sweep(folder, "out", **FORTY)
     driver = start("sweep", "out.toml", "--ray", cluster.address, cwd=folder)
-    wait_for(lambda: len(cells(out)) >= 20)
+    wait_for(lambda: len(cells(out)) >= 20 and cluster.busy(victim))
     before = cells(out)
     cluster.kill(victim)
     assert driver.wait(timeout=280) == 0, said(folder)
@@ -125,15 +125,16 @@ def test_a_cluster_without_the_memory_or_the_package(folder: Path) -> None:
     with nodes() as small:
         small.add(memory=200 << 20)
         sweep(folder, small, code=1)
-        assert "and no node has that" in said(folder) and "0.2 GiB" in said(folder)
+        words = " ".join(said(folder).split())
+        assert "it needs 1 CPU and 0.4 GiB, and no node has that; the largest has 1 CPU" in words
         summary = next((folder / "out").glob("runs/*/summary.json"))
         rows = [r for r in from_json(summary.read_text()).rows if r.role == "candidate"]
         assert [r.status for r in rows] == ["failed"] and "no node has that" in str(rows[0].error)
         shutil.rmtree(folder / "out")
         small.add(env={"PYTHONPATH": str(blocked)})
         sweep(folder, small, code=1)
-        assert "a worker lacks a package" in said(folder)
-        assert "nybble" in said(folder).rpartition("lacks a package")[2]
+        words = " ".join(said(folder).split())
+        assert "a worker lacks a package: No module named 'nybble'" in words
 
 
 def test_addresses_where_no_ray_is() -> None:
@@ -180,7 +181,7 @@ def test_what_ray_says_of_a_task_it_gave_up() -> None:
     lost = _told(
         RuntimeError("ray::perform\n  File x\nModuleNotFoundError: No module named 's3fs'")
     )
-    assert lost.what == "a worker lacks a package" and "s3fs" in str(lost.seen)
+    assert lost.what == "a worker lacks a package: No module named 's3fs'"
     other = _told(ValueError(""))
     assert other.what == "Ray gave the group up: ValueError" and "--retry-failed" in str(other.hint)
 

@@ -65,7 +65,8 @@ class RayExecutor:
                 "cannot join the Ray cluster",
                 seen=f"{address}: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
                 allowed="HOST:PORT of its head (6379), or ray://HOST:10001",
-                hint="ray start --head on one node, ray start --address HOST:6379 on the others",
+                hint="ray status tells whether it runs; where it was started with a token, set "
+                "RAY_AUTH_MODE=token and the same token here",
             ) from error
 
     @property
@@ -82,10 +83,12 @@ class RayExecutor:
             return None
         if not nodes:
             return "the Ray cluster has no living node"
-        largest = max(nodes, key=lambda n: (n.get("GPU", 0), n.get("memory", 0)))
+        largest = max(nodes, key=lambda n: (  # of those that lack the least
+            n.get("GPU", 0) >= needs.gpus, n.get("CPU", 0) >= needs.cpus, n.get("memory", 0),
+        ))  # fmt: skip
         return (
             f"it needs {_spell(needs.cpus, needs.gpus, needs.memory)}, and no node has that; the "
-            f"largest has "
+            "largest has "
             f"{_spell(largest.get('CPU', 0), largest.get('GPU', 0), largest.get('memory', 0))}"
         )
 
@@ -165,7 +168,8 @@ def _told(error: Exception) -> NybbleError:
     text = str(error).strip().splitlines()
     cause = next((line for line in reversed(text) if "Error" in line), text[0] if text else "")
     if "ModuleNotFoundError" in cause:
-        return NybbleError("a worker lacks a package", seen=cause[:300],
+        missing = cause.rpartition("ModuleNotFoundError: ")[2][:100]
+        return NybbleError(f"a worker lacks a package: {missing}", seen=cause[:300],
                            hint=f"{INSTALL} on every node, the same version")  # fmt: skip
     return NybbleError(f"Ray gave the group up: {type(error).__name__}", seen=cause[:300],
                        hint="--retry-failed once the nodes are well")  # fmt: skip
@@ -180,8 +184,8 @@ def _fits(node: dict[str, float], needs: Needs) -> bool:
 
 
 def _spell(cpus: float, gpus: float, memory: float) -> str:
-    cards = f", {gpus:g} GPUs" if gpus else ""
-    return f"{cpus:g} CPUs{cards} and {memory / 2**30:.1f} GiB"
+    cards = f", {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else ""
+    return f"{cpus:g} CPU{'' if cpus == 1 else 's'}{cards} and {memory / 2**30:.1f} GiB"
 
 
 def _answers(address: str) -> None:
