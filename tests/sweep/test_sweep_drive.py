@@ -90,7 +90,6 @@ def test_a_wider_sweep_scores_what_is_new(again: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a group's key lacks the other categories of its run")
 def test_categories_in_another_order_have_their_guards(folder: Path) -> None:
     """The floor is scored on every other document, the identity on the first: order decides."""
     run(write_sweep(folder, "out", context="[64]", documents="1"))
@@ -103,7 +102,6 @@ def test_categories_in_another_order_have_their_guards(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a run's name and its groups' keys lack the weights")
 def test_other_weights_under_the_same_name_are_scored(
     folder: Path, make_tiny: Callable[..., Path]
 ) -> None:

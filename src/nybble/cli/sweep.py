@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nybble.sweep.executor import Executor
 
 _PATH = click.Path(path_type=Path)
+_NAMED = 2  # cells that a line about a failure names
 _EXAMPLES = """\b
 Examples:
   nybble sweep sweep.toml --dry-run                     cells, memory, time and cost
@@ -172,25 +173,34 @@ def _show(result: SweepResult, form: str | None) -> int:
     if form == "json":
         click.echo(json.dumps(result.as_dict(), indent=1))
     else:
-        spent = f"{result.groups} groups in {result.seconds:.0f} s" if result.groups else "nothing"
+        spent = f" ({result.groups} groups in {result.seconds:.0f} s)" if result.groups else ""
         click.echo(
-            f"{result.cells:,} cells: {result.scored:,} scored now ({spent}), "
+            f"{result.cells:,} cells: {result.scored:,} scored now{spent}, "
             f"{result.found:,} there already, {len(result.failed):,} without numbers\n"
             f"results: {result.place}"
         )
         if "://" not in result.place:
             click.echo(f"next:    nybble results query --base {result.place}")
-    for cell in result.failed:
-        where = f"{cell.setting} at {cell.context:,} on {cell.corpus}: " if cell.setting else ""
-        word = "skipped" if cell.skipped else "failed"
-        first = cell.error.splitlines()[0]
-        click.echo(f"{word}: {cell.run}, {where}{first}", err=True)
+    for (run, word, error), cells in _by_error(result).items():
+        named = ", ".join(cells[:_NAMED]) + (" and more" if len(cells) > _NAMED else "")
+        click.echo(f"{word}: {run}: {error} ({len(cells)} cells: {named})", err=True)
+    for run, error in result.unmerged.items():
+        click.echo(f"not merged: {run}: {error.splitlines()[0]}", err=True)
     if any(not c.skipped for c in result.failed):
         click.echo("try: the same command with --retry-failed", err=True)
     for name in result.damaged:
-        click.echo(f"damaged: {name} could not be read and is set aside; "
+        click.echo(f"damaged: {name} could not be read or is not there; "
                    "the same command scores it again", err=True)  # fmt: skip
-    return 1 if result.failed or result.damaged else 0
+    return 1 if result.failed or result.unmerged or result.damaged else 0
+
+
+def _by_error(result: SweepResult) -> dict[tuple[str, str, str], list[str]]:
+    """Names of failed cells by run, kind and first line of the error: one mistake, one line."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for cell in result.failed:
+        key = (cell.run, "skipped" if cell.skipped else "failed", cell.error.splitlines()[0])
+        found.setdefault(key, []).append(f"{cell.setting} on {cell.corpus} at {cell.context:,}")
+    return found
 
 
 def _show_plan(groups: list[PlannedGroup], form: str | None) -> None:

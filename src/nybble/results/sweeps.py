@@ -75,8 +75,9 @@ class SweepResult:
         scored: cells finished now.
         found: cells that were there already.
         failed: cells without numbers.
-        damaged: files of cells that could not be read; set aside, the same command scores them
-            again.
+        unmerged: runs without a summary, each with its error.
+        damaged: files of cells that could not be read, and groups whose cells are not there; the
+            same command scores them again.
         groups: groups run now.
         seconds: from the first task to the last.
         busy_seconds: of all workers together, as they told.
@@ -91,6 +92,7 @@ class SweepResult:
     scored: int
     found: int
     failed: list[FailedCell] = field(default_factory=list)
+    unmerged: dict[str, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     groups: int = 0
     seconds: float = 0.0

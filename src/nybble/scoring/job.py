@@ -123,6 +123,17 @@ class Job:
         found = [Portion(c, x.category) for c, chunks in self._text.chunks.items() for x in chunks]
         return list(dict.fromkeys(found))
 
+    def incomplete(self, store: RunStore) -> list[Portion]:
+        """Portions with cells that are not in the store, given up ones left out."""
+        runner = self._ready(store)
+        found = [
+            Portion(context, chunk.category)
+            for context, chunks in self._text.chunks.items()
+            for chunk, missing in zip(chunks, runner.missing(self._series, chunks), strict=True)
+            if any((s, context) not in runner.outcome.failed for s in missing)
+        ]
+        return list(dict.fromkeys(found))
+
     def score(self, store: RunStore, only: Portion | None = None) -> int:
         """Score the cells that are missing, of one portion or of all.
 
@@ -167,11 +178,7 @@ class Job:
             failed: errors of other processes, by setting and context.
         """
         runner = self._ready(store)
-        for s in self._series:
-            for context in self._text.chunks:
-                error = (failed or {}).get((str(s.lane.setting), context))
-                if error:
-                    runner.outcome.failed.setdefault((s, context), error)
+        self.know(store, failed or {})
         collector = Collector(runner, self._request, self._sizes, self._limits)
         self._progress.stage("computing intervals")
         rows = [
@@ -183,6 +190,14 @@ class Job:
             [*self._warnings, *self._text.warnings, *collector.warnings, *runner.outcome.notes]
         )
         return measurement
+
+    def know(self, store: RunStore, failed: Mapping[tuple[str, int], str]) -> None:
+        """Take over errors of other processes, by setting and context."""
+        outcome = self._ready(store).outcome
+        for s in self._series:
+            for context in self._text.chunks:
+                if error := failed.get((str(s.lane.setting), context)):
+                    outcome.failed.setdefault((s, context), error)
 
     def _ready(self, store: RunStore) -> Runner:
         if self._runner is None:

@@ -180,10 +180,17 @@ class Sweep:
             if self._merged(run, payload["key"]):
                 continue
             tasks.append(Task(run.name, run.name, payload, needs, run.name, _MERGE))
+            self._tidy(run)
         if tasks:
             progress.stage("merging")
             executor.run(tasks, merged)
         return merged
+
+    def _tidy(self, run: Run) -> None:
+        """Remove what workers that were killed left half written; none is writing now."""
+        if isinstance(self.place, FolderPlace):
+            for stale in (self.place.folder / "runs" / run.name / "rows").glob("*.tmp"):
+                stale.unlink(missing_ok=True)
 
     def _merge_key(self, run: Run, never: list[tuple[str, int, str]]) -> str:
         """Of all that decides a summary: what is asked, and what every group left."""
@@ -208,8 +215,6 @@ class Sweep:
                 if error:
                     failed.append(FailedCell(g.run.name, key, setting, g.context, g.corpus, error,
                                              g.key in skipped))  # fmt: skip
-        for name, error in merged.errors.items():
-            failed.append(FailedCell(name, "", "", 0, "", f"it could not be merged: {error}"))
         cells = sum(len(w.group.run.settings) for w in self.waiting)
         old = sum(len(w.group.run.settings) for w in self.waiting if w.record is not None)
         bad = {f.key for f in failed}
@@ -219,7 +224,8 @@ class Sweep:
             place=self.place.address,
             runs=[r.name for r in self.runs if r.name not in merged.errors],
             merged=merged.runs,
-            cells=cells, scored=scored, found=old, failed=failed, damaged=merged.damaged,
+            cells=cells, scored=scored, found=old, failed=failed,
+            unmerged={n: str(e) for n, e in merged.errors.items()}, damaged=merged.damaged,
             groups=len(watch.replies),
             seconds=round(seconds, 3),
             busy_seconds=round(sum(r["seconds"] for r in watch.replies.values()), 3),

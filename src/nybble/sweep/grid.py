@@ -7,6 +7,7 @@ so that its 16-bit reference is computed once. A cell is one setting of a group.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from nybble.scoring.request import MeasureRequest
 from nybble.scoring.text import sources
 from nybble.sweep.spec import Grid, Spec
 
+_BLOCKS, _BLOCK = 16, 1 << 16  # of a file that are hashed, and bytes of each
 DEMO = "demo"  # stands for the demo model
 
 
@@ -99,8 +101,9 @@ class Group:
         run: whose.
         context: tokens.
         corpus: category.
-        key: hash of all that decides its numbers but the model's bytes and the engine's build,
-            which the names of its cells hold.
+        key: hash of all that decides its numbers but the engine's build, which the names of its
+            cells hold. The other corpora are part of it: they decide which documents the floor
+            and the identity are scored on.
     """
 
     run: Run
@@ -111,7 +114,7 @@ class Group:
     def key(self) -> str:
         """Sixteen hex digits."""
         return content_key([self.run.name, self.context, self.corpus, self.run.documents,
-                            sorted(self.run.settings)])  # fmt: skip
+                            self.run.corpora, sorted(self.run.settings)])  # fmt: skip
 
     def cells(self) -> Iterator[tuple[str, str]]:
         """Setting and key of each cell."""
@@ -146,7 +149,7 @@ def runs_of(spec: Spec, threads: int) -> list[Run]:
 
 
 def groups_of(run: Run) -> list[Group]:
-    """Short contexts first: a mistake shows before hours are spent."""
+    """All groups of a run, short contexts first."""
     return [Group(run, c, corpus) for c in sorted(run.contexts) for corpus in run.corpora]
 
 
@@ -174,13 +177,28 @@ def _run(grid: Grid, model: str, seed: int, threads: int, timeout: float) -> Run
 def _name(grid: Grid, model: str, seed: int, kept: dict[str, Any]) -> str:
     """Of the run's folder: what it is in front, a hash of the protocol behind."""
     path = Path(model)
-    # The same file in another folder, or on another machine, is the same model.
-    size = path.stat().st_size if path.is_file() else 0
     protocol = {k: v for k, v in kept.items() if k not in ("categories", "thresholds", "device")}
     protocol["text"] = [Path(t).name for t in kept["text"]]
     protocol["jsonl"] = Path(kept["jsonl"]).name if kept["jsonl"] else ""
-    identity = path.name if path.exists() else model
-    key = content_key([identity, size, seed, protocol, grid.name])
+    # The same file in another folder, or on another machine, is the same model.
+    identity = [path.name, _sampled(path)] if path.exists() else [model]
+    key = content_key([*identity, seed, protocol, grid.name])
     stem = path.stem if path.suffix == ".gguf" else path.name
     readable = "-".join(filter(None, [stem, grid.name, f"seed{seed}" if seed else ""]))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", readable)[:60] + f"-{key[:8]}"
+
+
+def _sampled(path: Path) -> str:
+    """Hash of a model's sizes and of blocks all over its files: other weights show, in no time."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json"))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''}:{size};".encode())
+        with file.open("rb") as stream:
+            for i in range(_BLOCKS):
+                stream.seek(max(0, (size - _BLOCK) * i // (_BLOCKS - 1)))
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()

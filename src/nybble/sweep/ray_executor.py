@@ -201,7 +201,8 @@ def _answers(address: str) -> None:
         port = None
     if not parts.hostname or (port is None and "://" not in address):
         raise NybbleError("not an address of Ray", seen=address,
-                          allowed="auto, HOST:6379 or ray://HOST:10001")  # fmt: skip
+                          allowed="auto, HOST:6379 or ray://HOST:10001",
+                          hint="nybble sweep FILE --ray ADDRESS, the file first")  # fmt: skip
     try:
         with socket.create_connection((parts.hostname, port or 10001), timeout=_CONNECT) as there:
             there.sendall(_HTTP2)

@@ -12,6 +12,7 @@ categories = ["prose", "code"]  # see Grid
 
 from __future__ import annotations
 
+import threading
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -178,6 +179,7 @@ def check(spec: Spec) -> None:
         ("workers", run.workers, 0, 4096), ("threads", run.threads, 0, 512),
         ("memory_gib", run.memory_gib, 0, 1 << 20), ("attempts", run.attempts, 1, 100),
         ("price_per_hour", run.price_per_hour, 0, 1e6), ("gpus", run.gpus, -1, 64),
+        ("timeout", run.timeout, 1, threading.TIMEOUT_MAX),
     ):  # fmt: skip
         if not least <= value <= most:
             raise NybbleError(f"{name} of [run] is out of range", seen=value,

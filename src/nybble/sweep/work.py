@@ -169,8 +169,13 @@ def _collect(payload: Mapping[str, Any], found: Open) -> dict[str, Any]:
             failed.setdefault((setting, int(record["context"])), error)
     for setting, context, error in payload.get("skipped", []):
         failed.setdefault((setting, int(context)), error)
+    found.job.know(found.store, failed)
+    lost = found.job.incomplete(found.store)
     measurement = found.job.collect(found.store, failed)
     damaged = [_set_aside(place, run, found.store, name) for name in found.store.damaged]
+    again = {name.rpartition("/")[2].split("-")[0] for name in damaged}  # c1024 and so on
+    # Scored by an engine's build since replaced, or gone: not there for this request.
+    damaged += [_forget(place, run, p) for p in lost if f"c{p.context}" not in again]
     merged = dataclasses.replace(
         measurement, created="", timing={}, hardware=_hardware(measurement, records)
     )
@@ -188,6 +193,13 @@ def _set_aside(place: Place, run: Run, store: RunStore, name: str) -> str:
             for corpus in run.corpora:
                 place.remove(f"runs/{run.name}/groups/{Group(run, context, corpus).key}.json")
     return f"runs/{run.name}/rows/{name}.parquet"
+
+
+def _forget(place: Place, run: Run, portion: Portion) -> str:
+    """Let a group that counts as finished and is not be run again."""
+    group = Group(run, portion.context, portion.category)
+    place.remove(f"runs/{run.name}/groups/{group.key}.json")
+    return f"runs/{run.name}: {portion.category} at {portion.context:,}"
 
 
 def _records(place: Place, run: Run) -> list[dict[str, Any]]:
