@@ -121,7 +121,11 @@ def tiny_q8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes to the user's cache; the demo model's copy is shared within a session."""
+    """No test writes to the user's cache; the demo model's copy is shared within a session.
+
+    Nor does the width of a table depend on who runs the tests: pytest's workers set COLUMNS.
+    """
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("NYBBLE_CACHE", str(_session_cache(tmp_path_factory)))
 
 
