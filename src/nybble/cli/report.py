@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nybble.cli import console
-from nybble.errors import NybbleError, nearest
+from nybble.cli.lazy import NamedGroup
 
 if TYPE_CHECKING:
     from nybble.report.site.details import TypeNote
@@ -21,20 +21,7 @@ Examples:
 """
 
 
-class _Group(click.Group):
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            near = nearest(args[0], self.commands)
-            raise NybbleError(
-                "unknown command of report" + (f"; did you mean {near}?" if near else ""),
-                seen=args[0], allowed=self.commands, hint="nybble report --help",
-            )  # fmt: skip
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group)
+@click.group(cls=NamedGroup)
 def report() -> None:
     """Make pages out of a result base."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nybble.errors import NybbleError
@@ -12,7 +11,8 @@ from nybble.report import format as fmt
 from nybble.report import view
 from nybble.report.charts import callouts, canvas, labels
 from nybble.report.charts.canvas import Picture, Theme
-from nybble.report.charts.families import FAMILIES, OTHER, Family, family
+from nybble.report.charts.families import Family, family
+from nybble.report.charts.family_marks import colour, legend, style
 from nybble.results.records import Measurement, Row
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def picture(m: Measurement, theme: Theme, at: int | None = None) -> Picture | No
     where = f", at {fmt.count(at)} tokens of context" if at else ""
     axes.set_xlabel(f"stored bits an element, scales included{where}")
     axes.set_ylabel("mean KLD, nats (log scale)")
-    _legend(axes, spots, theme)
+    legend(axes, [s.family for s in spots], theme)
     canvas.freeze(figure)
     boxes = (
         [labels.extent(t) for t in canvas.bands(axes, limits, low, high, theme)] if limits else []
@@ -114,37 +114,6 @@ def _spots(group: Group, at: int | None) -> list[_Spot]:
     return found
 
 
-def _colour(of: Family, theme: Theme) -> str:
-    return theme.line(of.colour) if isinstance(of.colour, int) else str(getattr(theme, of.colour))
-
-
-def _style(of: Family, theme: Theme, size: float) -> dict[str, Any]:
-    colour = _colour(of, theme)
-    return {
-        "marker": of.marker,
-        "markersize": size * (1.5 if of.marker == "*" else 0.9 if of.marker == "D" else 1.0),
-        "color": colour,
-        "markerfacecolor": theme.bg if of.hollow else colour,
-        "markeredgecolor": colour if of.hollow else theme.bg,
-        "markeredgewidth": 1.3 if of.hollow else 0.5,
-    }
-
-
-def _legend(axes: Axes, spots: list[_Spot], theme: Theme) -> None:
-    """Families above the axes, in two lines at most."""
-    shown = [f for f in (*FAMILIES, OTHER) if any(s.family is f for s in spots)]
-    handles = [
-        Line2D([], [], linestyle="none", label=f.name, **_style(f, theme, 6.5)) for f in shown
-    ]
-    figure = axes.get_figure()
-    assert figure is not None
-    columns = len(shown) if len(shown) <= 6 else -(-len(shown) // 2)
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=columns, frameon=False,
-        fontsize=canvas.SIZE, labelcolor=theme.fg, handletextpad=0.2, columnspacing=1.6,
-    )  # fmt: skip
-
-
 def _front(axes: Axes, front: list[_Spot], theme: Theme) -> list[labels.Box]:
     """A step line: what is on it or above and right of it is beaten, or is the front itself."""
     steps = _steps(axes, front)
@@ -167,12 +136,12 @@ def _marks(
         alpha = 1.0 if best else _DIM
         ends = [max(v, low) for v in _ends(spot.row)]
         axes.plot(
-            [spot.bits, spot.bits], [min(ends), max(ends)], color=_colour(spot.family, theme),
+            [spot.bits, spot.bits], [min(ends), max(ends)], color=colour(spot.family, theme),
             linewidth=1.2, alpha=alpha, zorder=4,
         )  # fmt: skip
         (mark,) = axes.plot(
             [spot.bits], [max(spot.kld, low)], alpha=alpha, zorder=6 if best else 5, clip_on=False,
-            linestyle="none", **_style(spot.family, theme, 7.0 if best else 6.0),
+            linestyle="none", **style(spot.family, theme, 7.0 if best else 6.0),
         )  # fmt: skip
         found.tip(mark, _tip(spot))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nybble.report import format as fmt
@@ -14,6 +13,7 @@ from nybble.report import view
 from nybble.report.charts import canvas, labels, svg
 from nybble.report.charts.canvas import Picture, Theme
 from nybble.report.charts.families import FAMILIES, OTHER, Family
+from nybble.report.charts.family_marks import colour, legend, style
 from nybble.report.plots import Chart
 from nybble.report.site import entries, texts
 from nybble.report.site.entries import Model
@@ -162,7 +162,7 @@ def _draw(spots: list[Spot], front: list[Spot], theme: Theme) -> Picture:
     axes.xaxis.set_major_formatter(lambda value, _: fmt.tick(value))
     axes.set_xlabel("stored bits an element, scales included")
     axes.set_ylabel("mean KLD, nats (log scale)")
-    _legend(axes, spots, theme)
+    legend(axes, [s.family for s in spots], theme)
     canvas.freeze(figure)
     steps = [(front[0].bits, high)]
     for spot in front:
@@ -181,11 +181,11 @@ def _mark(
 ) -> None:
     alpha = 1.0 if best else _DIM
     low, high = _bar(spot, limits)
-    axes.plot([spot.bits] * 2, [low, high], color=_colour(spot.family, theme), linewidth=1.2,
+    axes.plot([spot.bits] * 2, [low, high], color=colour(spot.family, theme), linewidth=1.2,
               alpha=alpha, zorder=4)  # fmt: skip
     (mark,) = axes.plot(
         [spot.bits], [max(spot.kld.value, limits[0])], alpha=alpha, zorder=6 if best else 5,
-        clip_on=False, linestyle="none", **_style(spot.family, theme, 7.0 if best else 5.5),
+        clip_on=False, linestyle="none", **style(spot.family, theme, 7.0 if best else 5.5),
     )  # fmt: skip
     found.tip(mark, _tip(spot))
 
@@ -213,36 +213,6 @@ def _names(
     name(front, optional=False)
     if len(spots) <= 2 * view.MANY:
         name([s for s in spots if s not in front], optional=True)
-
-
-def _legend(axes: Axes, spots: list[Spot], theme: Theme) -> None:
-    shown = [f for f in (*FAMILIES, OTHER) if any(s.family is f for s in spots)]
-    handles = [
-        Line2D([], [], linestyle="none", label=f.name, **_style(f, theme, 6.5)) for f in shown
-    ]
-    figure = axes.get_figure()
-    assert figure is not None
-    columns = len(shown) if len(shown) <= 6 else -(-len(shown) // 2)
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=columns, frameon=False,
-        fontsize=canvas.SIZE, labelcolor=theme.fg, handletextpad=0.2, columnspacing=1.6,
-    )  # fmt: skip
-
-
-def _style(of: Family, theme: Theme, size: float) -> dict[str, Any]:
-    colour = _colour(of, theme)
-    return {
-        "marker": of.marker,
-        "markersize": size * (1.5 if of.marker == "*" else 0.9 if of.marker == "D" else 1.0),
-        "color": colour,
-        "markerfacecolor": theme.bg if of.hollow else colour,
-        "markeredgecolor": colour if of.hollow else theme.bg,
-        "markeredgewidth": 1.3 if of.hollow else 0.5,
-    }
-
-
-def _colour(of: Family, theme: Theme) -> str:
-    return theme.line(of.colour) if isinstance(of.colour, int) else str(getattr(theme, of.colour))
 
 
 def _bar(spot: Spot, limits: tuple[float, float]) -> tuple[float, float]:
