@@ -29,13 +29,24 @@ _NOTES = {
 }
 
 
-def texts(cell: Cell) -> tuple[str, ...]:
+def labels(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """What to call each model, by name and hash: the name, with the file where several share it."""
+    files: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        files.setdefault(cell.model, {})[cell.sha256] = cell.file
+    return {
+        (name, sha): fmt.clean(f"{name} ({file})" if len(own) > 1 else name, 90)
+        for name, own in files.items() for sha, file in own.items()
+    }  # fmt: skip
+
+
+def texts(cell: Cell, label: str) -> tuple[str, ...]:
     """One line of the table, as `HEADER`; not escaped for Markdown yet."""
     m = cell.metrics
     mark = " *" if cell.simulated else " †" if cell.top_k else ""
     share = {n: fmt.percent(m[n].value) if n in m else fmt.NONE for n in ("same_top", "flips")}
     return (
-        fmt.clean(cell.model, 60), fmt.clean(cell.weights, 20), fmt.clean(cell.engine, 20),
+        label, fmt.clean(cell.weights, 20), fmt.clean(cell.engine, 20),
         fmt.setting(cell.setting) + mark, fmt.count(cell.context), fmt.bits(cell.bits),
         fmt.kld_with_interval(m.get("mean_kld")), share["same_top"], share["flips"],
         "failed" if cell.status == "failed" else fmt.clean(cell.verdict, 12),
@@ -66,8 +77,11 @@ def rich_table(cells: Sequence[Cell]) -> Table:
         table.add_column(Text(short),
                          justify="left" if left else "right", no_wrap=not left,
                          overflow="fold")  # fmt: skip
+    named, before = labels(cells), [""] * 3
     for cell in cells:
-        line = list(texts(cell))
+        line = list(texts(cell, named[cell.model, cell.sha256]))
+        # Model, weights and engine once: a name is long and takes lines.
+        before, line[:3] = line[:3], [""] * 3 if line[:3] == before else line[:3]
         line[3] = "\n".join(fmt.pieces(line[3]))
         table.add_row(*map(Text, line))
     return table
@@ -76,10 +90,10 @@ def rich_table(cells: Sequence[Cell]) -> Table:
 def markdown(cells: Sequence[Cell]) -> str:
     """A table for each model, with the notes they need."""
     lines = []
-    for model in dict.fromkeys(c.model for c in cells):
-        own = [c for c in cells if c.model == model]
-        lines += [f"## {md(fmt.clean(model, 60))}", ""]
-        lines += md_table(HEADER[1:], [texts(c)[1:] for c in own], [i - 1 for i in _LEFT])
+    for model, label in labels(cells).items():
+        own = [c for c in cells if (c.model, c.sha256) == model]
+        lines += [f"## {md(label)}", ""]
+        lines += md_table(HEADER[1:], [texts(c, label)[1:] for c in own], [i - 1 for i in _LEFT])
         lines += [f"- {md(note)}" for note in notes(own)]
         lines += [""] if notes(own) else []
     return "\n".join(lines)

@@ -72,7 +72,7 @@ class SweepResult:
         runs: names of the run folders that are merged, in the order of the sweep.
         merged: those of them whose summary was made now.
         cells: how many it has.
-        scored: cells finished now.
+        scored: cells finished now, of groups that lacked something.
         found: cells that were there already.
         failed: cells without numbers.
         unmerged: runs without a summary, each with its error.

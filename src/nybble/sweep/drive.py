@@ -216,15 +216,15 @@ class Sweep:
                     failed.append(FailedCell(g.run.name, key, setting, g.context, g.corpus, error,
                                              g.key in skipped))  # fmt: skip
         cells = sum(len(w.group.run.settings) for w in self.waiting)
-        old = sum(len(w.group.run.settings) for w in self.waiting if w.record is not None)
         bad = {f.key for f in failed}
-        scored = sum(key not in bad for w in self.waiting if w.record is None
-                     for _, key in w.group.cells())  # fmt: skip
+        ran = {key for key, reply in watch.replies.items() if reply["scored"]}
+        good = [w for w in self.waiting for _, key in w.group.cells() if key not in bad]
+        scored = sum(w.group.key in ran for w in good)
         return SweepResult(
             place=self.place.address,
             runs=[r.name for r in self.runs if r.name not in merged.errors],
             merged=merged.runs,
-            cells=cells, scored=scored, found=old, failed=failed,
+            cells=cells, scored=scored, found=len(good) - scored, failed=failed,
             unmerged={n: str(e) for n, e in merged.errors.items()}, damaged=merged.damaged,
             groups=len(watch.replies),
             seconds=round(seconds, 3),

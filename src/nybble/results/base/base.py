@@ -74,8 +74,8 @@ class Base:
         """
         limit = "" if most is None else f"LIMIT {most}"
         return self._cells(
-            f"WHERE {_CANDIDATES} ORDER BY model, weights, engine, context, bits DESC, setting, "
-            f"run {limit}"
+            f"WHERE {_CANDIDATES} ORDER BY model, weights, file, engine, context, bits DESC, "
+            f"setting, run {limit}"
         )
 
     @property
