@@ -112,7 +112,7 @@ def test_a_sweep_from_end_to_end(nybble: Nybble, folder: Path) -> None:
         p.name for p in run.iterdir()
     }  # fmt: skip
     again = nybble("sweep", "sweep.toml", cwd=folder)
-    assert again.code == 0 and "4 cells: 0 scored now (nothing), 4 there already" in again.out
+    assert again.code == 0 and "4 cells: 0 scored now, 4 there already" in again.out
     dry = nybble("sweep", "sweep.toml", "--dry-run", cwd=folder)
     assert dry.out == "every group is finished; nothing was run\n"
     groups = json.loads(nybble("sweep", "sweep.toml", "--dry-run", "--json", cwd=folder).out)
