@@ -61,6 +61,7 @@ def gate(
     Besides the rules, the runs they are about must have an identity row of exactly 0 and a noise
     floor, and no row that a rule is about may have failed.
     """
+    from nybble.cli.results_query import report_damage
     from nybble.errors import NybbleError
     from nybble.results.base.base import open_base
     from nybble.results.gate import gate as check
@@ -78,8 +79,7 @@ def gate(
 
         increase = increases(base, against)
     with console.BarProgress(quiet) as progress, open_base(base, progress) as opened:
-        for bad in opened.damaged:
-            click.echo(f"left out: {bad.path}: {bad.reason}", err=True)
+        report_damage(opened)
         found = check(
             policy, opened.cells, base=str(base), against=str(against or ""), increase=increase,
             damaged=[(d.path, d.reason) for d in opened.damaged],

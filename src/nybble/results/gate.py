@@ -197,13 +197,13 @@ def _guards(
     for cell in about if guards.failed else ():
         if cell.status != "done":
             yield _guard("no failed rows", describe(cell), "NO-GO", reason=cell.error)
+    guarding: dict[tuple[str, str, int], dict[str, Cell]] = {}
+    for c in cells:
+        if c.own and c.role in ("identity", "floor") and c.status == "done":
+            guarding.setdefault((c.run, c.sha256, c.context), {})[c.role] = c
     groups = {(c.run, c.sha256, c.context): c for c in about}
     for (run, sha256, context), cell in groups.items():
-        rows = {
-            c.role: c for c in cells
-            if (c.run, c.sha256, c.context) == (run, sha256, context) and c.own
-            and c.role in ("identity", "floor") and c.status == "done"
-        }  # fmt: skip
+        rows = guarding.get((run, sha256, context), {})
         where = f"{cell.model} at {context:,}" + ("" if run == "." else f" (run {run})")
         if guards.identity:
             yield _identity(where, rows.get("identity"))

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.errors import NybbleError
+from nybble.results.base.duck import interruptible, quoted
 
 
 def content_key(data: object) -> str:
@@ -75,13 +76,8 @@ def check_folder(
 @contextmanager
 def _database() -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB; it makes errors of its own of Ctrl-C, this makes Ctrl-C of them."""
-    try:
-        with duckdb.connect(":memory:") as db:
-            yield db
-    except (RuntimeError, duckdb.Error) as error:
-        if "Query interrupted" in str(error) or "KeyboardInterrupt" in str(error):
-            raise KeyboardInterrupt from error
-        raise
+    with interruptible(), duckdb.connect(":memory:") as db:
+        yield db
 
 
 def _free(path: Path) -> int:
@@ -225,4 +221,4 @@ def write_text(target: Path, text: str) -> Path:
 
 
 def _literal(value: str | int) -> str:
-    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+    return str(value) if isinstance(value, int) else quoted(value)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nybble.errors import NybbleError
+from nybble.results.base.duck import interruptible
 from nybble.results.base.find import ROWS
 from nybble.scoring.statistics import FLIP_MARGIN
 
@@ -108,13 +109,8 @@ class Shared:
 def database() -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB in memory that writes no file and adds up in one order, so equal calls are equal."""
     settings: dict[str, Any] = {"threads": 1, "memory_limit": _MEMORY, "temp_directory": ""}
-    with duckdb.connect(":memory:", config=settings) as db:
-        try:
-            yield db
-        except (RuntimeError, duckdb.Error) as error:
-            if "Query interrupted" in str(error) or "KeyboardInterrupt" in str(error):
-                raise KeyboardInterrupt from error
-            raise
+    with interruptible(), duckdb.connect(":memory:", config=settings) as db:
+        yield db
 
 
 def shared(db: duckdb.DuckDBPyConnection, a: Place, b: Place) -> Shared:
