@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from nybble.results.records import from_json
 from nybble.scoring.measure import measure
 from nybble.scoring.request import MeasureRequest
 from nybble.sweep import spec as specs
+from nybble.sweep import work
 from nybble.sweep.drive import Sweep
+from nybble.sweep.executor import Listener, Task
 from nybble.sweep.grid import Run
 from nybble.sweep.local import LocalExecutor
 
@@ -76,6 +78,33 @@ def test_a_finished_sweep_does_nothing(done: Path) -> None:
     result = run(done / "out.toml", executor)
     assert executor.performed == [] and cells(done / "out") == before
     assert (result.scored, result.found, result.groups) == (0, SMALL_CELLS, 0)
+
+
+class Shift(Inline):
+    """Two workers that take turns, in one process; each keeps its job open, as workers do."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[work.Open | None] = [None, None]
+
+    def run(self, tasks: Sequence[Task], listener: Listener) -> None:
+        for i, task in enumerate(tasks):
+            work._open = self._kept[i % 2]
+            super().run([task], listener)
+            self._kept[i % 2] = work._open
+
+    def close(self) -> None:
+        for work._open in self._kept:
+            work.close()
+
+
+def test_a_worker_that_merges_sees_what_others_put_behind_an_address(folder: Path) -> None:
+    shift = Shift()
+    result = run(write_sweep(folder, f"memory://{folder.name}"), shift)
+    assert (len(shift.performed), result.damaged, result.scored) == (5, [], 4)
+    assert run(write_sweep(folder, f"memory://{folder.name}")).groups == 0
 
 
 def test_a_wider_sweep_scores_what_is_new(again: Path) -> None:

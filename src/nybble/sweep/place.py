@@ -261,13 +261,17 @@ class RemoteStore(RunStore):
         self._scratch = tempfile.mkdtemp(prefix="nybble-sweep-")
         super().__init__(Path(self._scratch))
         self._place, self._run = place, run
-        self._there = set(place.names(f"runs/{run}/rows"))
+        self.look()
+
+    def look(self) -> None:
+        """Ask the place what is there by now: other workers write to it as well."""
+        self._there = set(self._place.names(f"runs/{self._run}/rows"))
 
     def _remote(self, name: str) -> str:
         return f"runs/{self._run}/rows/{name}.parquet"
 
     def has(self, name: str) -> bool:
-        """Whether the cell was there when the store was opened, or is written since."""
+        """Whether the cell was there at the last look, or is written since."""
         return f"{name}.parquet" in self._there or super().has(name)
 
     def write_cell(
@@ -297,7 +301,7 @@ class RemoteStore(RunStore):
         return super().read_cell(name, dtype)
 
     def _fetch(self, name: str) -> None:
-        """Other workers have written since this store was opened, so the place itself is asked."""
+        """Others may have written since the last look, so the place itself is asked."""
         local = self.path(name)
         if local.exists():
             return

@@ -133,6 +133,8 @@ def _ready(payload: Mapping[str, Any], tell: Tell) -> Open:
         relay.tell = tell
         store = open_place(payload["place"]).store(run.name)
         _open = Open(key, Job(run.request(), relay), store, relay)
+    elif isinstance(_open.store, RemoteStore):
+        _open.store.look()  # others have scored groups of this run since
     _open.relay.tell, _open.relay.notes = tell, []
     return _open
 
