@@ -64,6 +64,27 @@ class MissingExtraError(NybbleError):
     """An optional part is not installed; the hint is the exact install command."""
 
 
+def unknown(
+    what: str, word: str, known: Iterable[str], *, seen: object | None = None,
+    allowed: str | Iterable[str] | None = None, hint: str | None = None,
+) -> NybbleError:  # fmt: skip
+    """The error for a name that is not among the known ones; it says which is nearest.
+
+    Args:
+        what: "unknown task", for example.
+        word: the name.
+        known: all that would have done.
+        seen: where it stood, if more than the name is to be shown.
+        allowed: how the known ones are shown, if not as they are.
+        hint: the next command or step.
+    """
+    names = list(known)
+    near = nearest(word, names)
+    return NybbleError(what + (f"; did you mean {near}?" if near else ""),
+                       seen=word if seen is None else seen,
+                       allowed=names if allowed is None else allowed, hint=hint)  # fmt: skip
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to `word`, or None when nothing is close."""
     found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)

@@ -26,6 +26,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from nybble.errors import NybbleError
+
 _WORDS = ("KV type", "role", "task")
 
 
@@ -44,6 +46,23 @@ def err() -> Console:
 def names(value: str | None) -> tuple[str, ...] | None:
     """The parts of an option with commas."""
     return None if value is None else tuple(v.strip() for v in value.split(",") if v.strip())
+
+
+def integers(
+    ctx: click.Context | None, param: click.Parameter | str, value: str | None
+) -> tuple[int, ...]:
+    """Whole numbers with commas between, each once; an option's callback.
+
+    Raises:
+        NybbleError: other text.
+    """
+    option = param if isinstance(param, str) else param.opts[0]
+    parts = [] if value is None else value.split(",")
+    try:
+        return tuple(dict.fromkeys(int(n.replace("_", "")) for n in parts))
+    except ValueError as error:
+        raise NybbleError(f"{option} takes whole numbers with commas between", seen=value,
+                          hint=f"{option} 1024,8192") from error  # fmt: skip
 
 
 def shown(found: Any, form: str | None, table: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import unknown
 
 
 class NamedGroup(click.Group):
@@ -20,11 +20,8 @@ class NamedGroup(click.Group):
         """Resolve, or fail with the nearest name."""
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            near = nearest(args[0], known)
-            raise NybbleError(
-                f"unknown command of {self.name}" + (f"; did you mean {near}?" if near else ""),
-                seen=args[0], allowed=known, hint=f"nybble {self.name} --help",
-            )  # fmt: skip
+            raise unknown(f"unknown command of {ctx.command_path}", args[0], known,
+                          hint=f"{ctx.command_path} --help")  # fmt: skip
         return super().resolve_command(ctx, args)
 
 

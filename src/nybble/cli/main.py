@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import click
 
+from nybble.cli.lazy import NamedGroup
 from nybble.environment import VERSION
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError
 
 _GREEDY = ("--text",)
 _KEPT = ("measure", "sweep", "calibrate", "harden")  # what they have finished is found again
@@ -36,8 +37,8 @@ def command(name: str) -> click.Command:
     return found
 
 
-class Group(click.Group):
-    """Loads a command when it is called, and names the nearest one when it is mistyped."""
+class Group(NamedGroup):
+    """Loads a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the work."""
@@ -45,23 +46,7 @@ class Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command's file."""
-        if cmd_name not in COMMANDS:
-            return None
-        return command(cmd_name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Resolve, or fail with the nearest name."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            near = nearest(args[0], COMMANDS)
-            raise NybbleError(
-                "unknown command" + (f"; did you mean {near}?" if near else ""),
-                seen=args[0],
-                allowed=sorted(COMMANDS),
-                hint="nybble --help",
-            )
-        return super().resolve_command(ctx, args)
+        return command(cmd_name) if cmd_name in COMMANDS else None
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,7 +12,8 @@ from nybble.cli import console
 from nybble.engines.server.http import check_url
 from nybble.environment import command_line
 from nybble.errors import NybbleError
-from nybble.formats import KVSetting, expand, parse
+from nybble.formats import KVSetting, expand, parse, rotations
+from nybble.report.files import write_report
 from nybble.scoring.corpora import CATEGORIES
 from nybble.scoring.measure import PlannedCell, Result, plan_cells
 from nybble.scoring.measure import measure as run_measure
@@ -51,19 +52,6 @@ _GENERATE = {
 }  # fmt: skip
 
 
-def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    try:
-        return tuple(dict.fromkeys(int(v.replace("_", "")) for v in value.split(",")))
-    except ValueError as error:
-        raise NybbleError(
-            f"{param.opts[0]} takes whole numbers with commas between",
-            seen=value,
-            hint=f"{param.opts[0]} 1024,8192",
-        ) from error
-
-
 def _urls(values: tuple[str, ...]) -> tuple[tuple[KVSetting, str], ...]:
     found = []
     for value in values:
@@ -73,13 +61,6 @@ def _urls(values: tuple[str, ...]) -> tuple[tuple[KVSetting, str], ...]:
                               hint="--url f16/f16=http://127.0.0.1:8000")  # fmt: skip
         found.append((parse(setting), check_url(url)))
     return tuple(found)
-
-
-def _rotations(value: str) -> tuple[bool, ...]:
-    parts = [v.strip().lower() for v in value.split(",") if v.strip()]
-    if not parts or not set(parts) <= {"on", "off"}:
-        raise NybbleError("unknown value for --rotation", seen=value, allowed="on, off or on,off")
-    return tuple(dict.fromkeys(part == "on" for part in parts))
 
 
 @click.command(epilog=_EXAMPLES)
@@ -101,8 +82,10 @@ def _rotations(value: str) -> tuple[bool, ...]:
 @click.option("--prompts", type=int, default=8, show_default=True, help="Of --generate.")
 @click.option("--prompt-tokens", type=int, default=512, show_default=True,
               help="Of each prompt of --generate, at most.")  # fmt: skip
-@click.option("--context", callback=_integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
-@click.option("--memory-at", callback=_integers, help="Also state cache bytes at these contexts.")
+@click.option("--context", callback=console.integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
+@click.option(
+    "--memory-at", callback=console.integers, help="Also state cache bytes at these contexts."
+)
 @click.option("--categories", help=f"Of {', '.join(CATEGORIES)}.  [default: all]")
 @click.option("--documents", type=int, help="Documents per category.  [default: 1; own text 8]")
 @click.option("--draw", type=int, default=0, show_default=True,
@@ -175,7 +158,7 @@ def measure(
     questions about long contexts, --generate lets the model write; both pair every setting with
     the 16-bit cache.
     """
-    rotations = _rotations(rotation)
+    modes = rotations(rotation)
     if fail_over is not None and not fail_over >= 0:
         raise NybbleError("--fail-over is a mean KLD in nat", seen=fail_over, allowed="0 or more")
     if urls and (kv, k, v) != (None, None, None):
@@ -184,7 +167,7 @@ def measure(
     if (kv, k, v) == (None, None, None):
         kv = ",".join(DEFAULT_SETTINGS)
     served = _urls(urls)
-    settings = [s for s, _ in served] or expand(kv, k, v, rotations)
+    settings = [s for s, _ in served] or expand(kv, k, v, modes)
     _check_kind(ctx, tasks, generate)
     if generate is not None:
         from nybble.cli.measure_generate import run_generate
@@ -214,7 +197,7 @@ def measure(
     with console.BarProgress(quiet) as progress:
         result = run_measure(request, progress)
         progress.stage("writing the report")
-        report = _write_report(result)
+        report = write_report(result.folder, result.measurement)
     _show(result, report, form)
     return _gate(result, fail_over)
 
@@ -245,19 +228,6 @@ def _check_kind(ctx: click.Context, tasks: str | None, generate: int | None) -> 
         seen = ", ".join(sorted(given[name] for name in barred))
         kind = "--generate" if generate is not None else "--tasks" if tasks else "a measurement"
         raise NybbleError(f"{kind} has no use for this", seen=seen, hint="leave it out")
-
-
-def _write_report(result: Result) -> Path:
-    # Imported here: the plotting library takes half a second that other commands need not pay.
-    from nybble.report.html import html_report
-    from nybble.report.table import markdown
-    from nybble.results.manifest import write_manifest
-    from nybble.results.store import write_text
-
-    write_text(result.folder / "report.md", markdown(result.measurement))
-    report = write_text(result.folder / "report.html", html_report(result.measurement))
-    write_manifest(result.folder)
-    return report
 
 
 def _show(result: Result, report: Path, form: str | None) -> None:

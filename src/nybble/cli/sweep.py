@@ -125,14 +125,9 @@ def _spec(
 
 
 def _list(name: str, value: str) -> tuple[Any, ...]:
-    parts = console.names(value) or ()
-    if name not in ("context", "seeds"):
-        return parts
-    try:
-        return tuple(int(p.replace("_", "")) for p in parts)
-    except ValueError as error:
-        raise NybbleError(f"--{name} takes whole numbers with commas between", seen=value,
-                          hint=f"--{name} 1024,8192") from error  # fmt: skip
+    if name in ("context", "seeds"):
+        return console.integers(None, f"--{name}", value)
+    return console.names(value) or ()
 
 
 def _executor(ray: str | None, made: Sweep) -> Executor:
@@ -151,22 +146,16 @@ def _reports(result: SweepResult, progress: console.BarProgress) -> None:
     """The report of every run, beside its summary, where the place is a folder here."""
     if "://" in result.place:
         return
-    from nybble.report.html import html_report
-    from nybble.report.table import markdown
-    from nybble.results.manifest import write_manifest
+    from nybble.report.files import write_report
     from nybble.results.records import from_json
-    from nybble.results.store import write_text
 
     for name in result.runs:
         folder = Path(result.place) / "runs" / name
-        report, summary = folder / "report.html", folder / "summary.json"
-        if report.exists() and name not in result.merged:
+        if (folder / "report.html").exists() and name not in result.merged:
             continue
         progress.stage(f"writing the report of {name}")
-        found = from_json(summary.read_text(encoding="utf-8"))
-        write_text(folder / "report.md", markdown(found))
-        write_text(report, html_report(found))
-        write_manifest(folder)
+        text = (folder / "summary.json").read_text(encoding="utf-8")
+        write_report(folder, from_json(text))
 
 
 def _show(result: SweepResult, form: str | None) -> int:

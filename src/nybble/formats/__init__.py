@@ -2,7 +2,15 @@
 
 from nybble.formats.kvtype import KVType
 from nybble.formats.registry import ALIASES, KV_TYPES, kv_type
-from nybble.formats.setting import KVSetting, check_head_size, expand, make, parse, unique
+from nybble.formats.setting import (
+    KVSetting,
+    check_head_size,
+    expand,
+    make,
+    parse,
+    rotations,
+    unique,
+)
 
 __all__ = [
     "ALIASES",
@@ -14,5 +22,6 @@ __all__ = [
     "kv_type",
     "make",
     "parse",
+    "rotations",
     "unique",
 ]

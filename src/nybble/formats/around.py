@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 
 _LAYERS = r"-?\d+(?:--?\d+)?(?:\.-?\d+(?:--?\d+)?)*"
 _AT = re.compile(rf"(?P<layers>{_LAYERS})(?:h(?P<head>\d+))?:(?P<k>[a-z0-9_]+)/(?P<v>[a-z0-9_]+)")
@@ -190,13 +190,9 @@ def parse_around(parts: list[str], text: str) -> Around:
     for part in parts:
         name = next((n for n in _READERS if part.startswith(n)), None)
         if name is None:
-            near = nearest(part, _READERS)
-            raise NybbleError(
-                "unknown part of a KV setting" + (f"; did you mean +{near}?" if near else ""),
-                seen=f"+{part} in {text}",
-                allowed=[example for _, example in _READERS.values()],
-                hint="nybble formats",
-            )
+            raise unknown("unknown part of a KV setting", f"+{part}", [f"+{n}" for n in _READERS],
+                          seen=f"+{part} in {text}", hint="nybble formats",
+                          allowed=[example for _, example in _READERS.values()])  # fmt: skip
         reader, example = _READERS[name]
         try:
             value = reader(part[len(name) :])

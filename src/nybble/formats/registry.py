@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import unknown
 from nybble.formats import (
     exl2,
     exl3,
@@ -70,11 +70,5 @@ def kv_type(name: str) -> KVType:
     """
     found = KV_TYPES.get(name.strip().lower())
     if found is None:
-        near = nearest(name, KV_TYPES)
-        raise NybbleError(
-            "unknown KV type" + (f"; did you mean {near}?" if near else ""),
-            seen=name,
-            allowed=KV_TYPES,
-            hint="nybble formats",
-        )
+        raise unknown("unknown KV type", name, KV_TYPES, hint="nybble formats")
     return found

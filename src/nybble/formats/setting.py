@@ -216,6 +216,18 @@ def expand(
     return unique(out)
 
 
+def rotations(text: str) -> tuple[bool, ...]:
+    """`on`, `off` or `on,off`, as `expand` takes them.
+
+    Raises:
+        NybbleError: anything else.
+    """
+    parts = [part.strip().lower() for part in text.split(",") if part.strip()]
+    if not parts or not set(parts) <= {"on", "off"}:
+        raise NybbleError("unknown value for rotation", seen=text, allowed="on, off or on,off")
+    return tuple(dict.fromkeys(part == "on" for part in parts))
+
+
 def unique(settings: Iterable[KVSetting]) -> list[KVSetting]:
     """Drop repeats, keep the order."""
     return list(dict.fromkeys(settings))

@@ -14,14 +14,14 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 from nybble.results.base.cell import Cell
+from nybble.toml import read_toml
 
 End = Literal["value", "low", "high"]
 Kind = Literal["max", "min", "max_increase", "verdict"]
@@ -44,7 +44,6 @@ FIELDS = {
 _RULE = ("name", "where", "metric", *KINDS, "by", "inconclusive", "required")
 _GUARDS = ("identity", "floor", "failed")
 _PASSES = ("fail", "pass")
-_MAX_BYTES = 1 << 20
 _EXAMPLE = "docs/gate.md has a policy to start from"
 
 
@@ -135,18 +134,7 @@ def load_policy(path: Path) -> Policy:
     Raises:
         NybbleError: no TOML, an unknown key, value or metric, or a rule without a limit.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise NybbleError("the policy is too large", seen=path, allowed="1 MiB")
-        found = tomllib.loads(data.decode("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NybbleError(
-            "cannot read the policy", seen=f"{path}: {reason}",
-            allowed="a TOML file with [[rule]] tables", hint=_EXAMPLE,
-        ) from error  # fmt: skip
+    found, data = read_toml(path, "the policy", "a TOML file with [[rule]] tables", _EXAMPLE)
     _known(found, ("rule", "guards"), str(path))
     rules = found.get("rule")
     if not isinstance(rules, list) or not rules:
@@ -249,11 +237,7 @@ def _table(value: object, place: str) -> dict[str, Any]:
 def _known(found: Iterable[str], known: tuple[str, ...], place: str) -> None:
     for key in found:
         if key not in known:
-            near = nearest(key, known)
-            raise NybbleError(
-                "unknown key in the policy" + (f"; did you mean {near}?" if near else ""),
-                seen=f"{key} in {place}", allowed=known,
-            )  # fmt: skip
+            raise unknown("unknown key in the policy", key, known, seen=f"{key} in {place}")
 
 
 def _flag(found: Mapping[str, Any], key: str, default: bool, place: str) -> bool:
@@ -275,11 +259,8 @@ def _words(
     values = value if isinstance(value, list) and most is None else [value]
     for one in values:
         if one not in known:
-            near = nearest(one, known) if isinstance(one, str) else None
-            raise NybbleError(
-                f"unknown {key} in the policy" + (f"; did you mean {near}?" if near else ""),
-                seen=f"{one!r} in {place}", allowed=known,
-            )  # fmt: skip
+            raise unknown(f"unknown {key} in the policy", str(one), known,
+                          seen=f"{one!r} in {place}")  # fmt: skip
     if not values:
         raise NybbleError(f"{key} is empty", seen=place, allowed=known)
     return tuple(values)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nybble.engines.child import EngineProcess
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 from nybble.scoring.backend import Backend
 from nybble.scoring.chunks import Chunk
 from nybble.scoring.corpora import CATEGORIES, Document
@@ -108,12 +108,7 @@ def sources(request: MeasureRequest) -> list[Source]:
         names = () if own else tuple(CATEGORIES)
     for name in names:
         if name not in CATEGORIES:
-            near = nearest(name, CATEGORIES)
-            raise NybbleError(
-                "unknown category" + (f"; did you mean {near}?" if near else ""),
-                seen=name,
-                allowed=CATEGORIES,
-            )
+            raise unknown("unknown category", name, CATEGORIES)
     if not own and not names:
         raise NybbleError("no text to score", hint=f"--categories {','.join(CATEGORIES)}")
     groups: dict[str, list[Document]] = {}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 from nybble.formats import KVSetting, parse
 from nybble.results.records import Estimate, Row, Verdict
 from nybble.scoring.statistics import Sample, paired_difference
+from nybble.toml import read_toml
 
 _WORDS = {"mean_kld": "mean KLD", "flips": "flips", "p99_kld": "p99 KLD", "p999_kld": "p99.9 KLD"}
 _ORDER = ("safe", "degraded", "unresolved", "broken")  # the worst context decides
@@ -33,31 +32,15 @@ def load_thresholds(path: Path | None = None) -> dict[str, Limit]:
     Raises:
         NybbleError: not TOML, an unknown metric, or limits that are not 0 < safe < broken.
     """
-    name = str(path) if path else "the shipped thresholds"
-    try:
-        if path:
-            text = path.read_text(encoding="utf-8")
-        else:
-            shipped = importlib.resources.files("nybble.scoring") / "thresholds.toml"
-            text = shipped.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NybbleError(
-            "cannot read the thresholds",
-            seen=f"{name}: {reason}",
-            allowed=f"a TOML file with a table for one or more of {', '.join(_ALLOWED)}",
-            hint="a line such as: mean_kld = { safe = 0.01, broken = 0.1 }",
-        ) from error
+    name = path or Path(__file__).with_name("thresholds.toml")
+    allowed = f"a TOML file with a table for one or more of {', '.join(_ALLOWED)}"
+    data, _ = read_toml(name, "the thresholds", allowed,
+                        "a line such as: mean_kld = { safe = 0.01, broken = 0.1 }")  # fmt: skip
     limits: dict[str, Limit] = {}
     for metric, values in data.items():
         if metric not in _ALLOWED:
-            near = nearest(metric, _ALLOWED)
-            raise NybbleError(
-                "unknown metric in thresholds" + (f"; did you mean {near}?" if near else ""),
-                seen=f"{metric} in {name}",
-                allowed=_ALLOWED,
-            )
+            raise unknown("unknown metric in thresholds", metric, _ALLOWED,
+                          seen=f"{metric} in {name}")  # fmt: skip
         try:
             limit = Limit(float(values["safe"]), float(values["broken"]))
         except (TypeError, KeyError, ValueError):

@@ -13,17 +13,16 @@ categories = ["prose", "code"]  # see Grid
 from __future__ import annotations
 
 import threading
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nybble.errors import NybbleError, nearest
-from nybble.formats import KVSetting, expand
+from nybble.errors import NybbleError, unknown
+from nybble.formats import KVSetting, expand, rotations
 from nybble.scoring.request import DEFAULT_CONTEXT, DEFAULT_SETTINGS
+from nybble.toml import read_toml
 
-_MAX_BYTES = 1 << 20
 _TOP = ("place", "run", "grid")
 
 
@@ -84,13 +83,8 @@ class Grid:
         """
         if not (self.kv or self.k or self.v):
             return tuple(expand(",".join(DEFAULT_SETTINGS), None, None, (True,)))
-        parts = [p.strip() for p in self.rotation.split(",")]
-        if not parts or not set(parts) <= {"on", "off"}:
-            raise NybbleError("unknown value for rotation", seen=self.rotation,
-                              allowed="on, off or on,off")  # fmt: skip
-        rotations = tuple(dict.fromkeys(p == "on" for p in parts))
         kv, k, v = (",".join(x) or None for x in (self.kv, self.k, self.v))
-        return tuple(expand(kv, k, v, rotations))
+        return tuple(expand(kv, k, v, rotations(self.rotation)))
 
 
 @dataclass(frozen=True)
@@ -139,17 +133,8 @@ def read(path: Path) -> Spec:
     Raises:
         NybbleError: unreadable, no TOML, an unknown key, or a value of the wrong kind.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"larger than {_MAX_BYTES:,} bytes")
-        found = tomllib.loads(data.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NybbleError("cannot read the sweep", seen=f"{path}: {reason}",
-                          allowed="a TOML file with [[grid]] tables",
-                          hint="nybble sweep --help shows one") from error  # fmt: skip
+    found, _ = read_toml(path, "the sweep", "a TOML file with [[grid]] tables",
+                         "nybble sweep --help shows one")  # fmt: skip
     _known(found, _TOP, "the sweep")
     tables = found.get("grid", [])
     tables = [tables] if isinstance(tables, dict) else tables
@@ -212,11 +197,7 @@ def _known(table: object, names: Iterable[str], where: str) -> Mapping[str, Any]
     allowed = list(names)
     for key in table:
         if key not in allowed:
-            near = nearest(key, allowed)
-            raise NybbleError(
-                f"unknown key in {where}" + (f"; did you mean {near}?" if near else ""),
-                seen=key, allowed=allowed,
-            )  # fmt: skip
+            raise unknown(f"unknown key in {where}", key, allowed)
     return table
 
 

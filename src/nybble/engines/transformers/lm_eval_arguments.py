@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nybble.errors import EngineError, ModelFileError, NybbleError, nearest
+from nybble.errors import EngineError, ModelFileError, NybbleError, unknown
 from nybble.formats import KVSetting, parse
 from nybble.models.checkpoint import Checkpoint, resolve
 from nybble.models.folder import check_tokenizer
@@ -66,15 +66,10 @@ def read(
         ModelFileError: the model or its tokenizer is not there or damaged.
         EngineError: several processes.
     """
-    unknown = next((name for name in options if name not in PASSED), None)
-    if unknown is not None:
-        near = nearest(unknown, (*OWN, *PASSED))
-        raise NybbleError(
-            "unknown model argument" + (f"; did you mean {near}?" if near else ""),
-            seen=f"{unknown}={options[unknown]}",
-            allowed=(*OWN, *PASSED),
-            hint="docs/lm-eval.md",
-        )
+    for name, value in options.items():
+        if name not in PASSED:
+            raise unknown("unknown model argument", name, (*OWN, *PASSED),
+                          seen=f"{name}={value}", hint="docs/lm-eval.md")  # fmt: skip
     if not pretrained:
         raise NybbleError("no model is named", allowed="pretrained=MODEL in --model_args",
                           hint="docs/lm-eval.md")  # fmt: skip

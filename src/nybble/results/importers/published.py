@@ -11,7 +11,7 @@ import csv
 import io
 import re
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 from nybble.results.base.external import External
 from nybble.results.importers.source import MAX_ROWS, Found, Given, Source, number
 
@@ -81,9 +81,8 @@ def _check_header(header: list[str], source: Source, given: Given) -> None:
     shown = (*ABOUT_ROW, *(LONG if long else (*METRICS, "and each with _stderr")))
     for column in header:
         if column not in known:
-            near = nearest(column, known)
-            raise NybbleError(
-                "unknown column in the table" + (f"; did you mean {near}?" if near else ""),
+            raise unknown(
+                "unknown column in the table", column, known,
                 seen=f"{column[:60]!r} in {source.path}", allowed=shown,
                 hint="any metric fits the long form: model,kv,metric,value,stderr",
             )  # fmt: skip

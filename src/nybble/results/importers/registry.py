@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, nearest, unknown
 from nybble.results.importers import llama_perplexity, lm_eval, published
 from nybble.results.importers.source import Importer, Source
 
@@ -19,10 +19,8 @@ def importer_of(source: Source, name: str | None = None) -> Importer:
     if name is not None:
         if name not in IMPORTERS:
             near = nearest(name, IMPORTERS)
-            raise NybbleError(
-                "unknown format to import" + (f"; did you mean {near}?" if near else ""),
-                seen=name, allowed=tuple(IMPORTERS), hint=f"--as {near or published.name}",
-            )  # fmt: skip
+            raise unknown("unknown format to import", name, IMPORTERS,
+                          hint=f"--as {near or published.name}")  # fmt: skip
         return IMPORTERS[name]
     if '"doc_id"' in source.text[:100_000] and source.path.suffix == ".jsonl":
         raise NybbleError("these are lm-eval's samples, not its summary", seen=source.path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 from nybble.formats import parse
 from nybble.results.base.cell import Cell, cells_of
 from nybble.results.base.find import SUMMARY, read_text, run_folders
@@ -68,10 +68,9 @@ class Run:
             return text
         setting = str(parse(text))
         if setting not in known:
-            near = nearest(setting, known)
-            raise NybbleError(
-                "the run has no such KV setting" + (f"; did you mean {near}?" if near else ""),
-                seen=f"{text} in {self.folder}", allowed=known or "nothing was measured in it",
+            raise unknown(
+                "the run has no such KV setting", setting, known, seen=f"{text} in {self.folder}",
+                allowed=known or "nothing was measured in it",
                 hint=f"nybble measure MODEL --kv {setting} --out {self.folder}",
             )  # fmt: skip
         return setting

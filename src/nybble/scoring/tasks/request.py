@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nybble.errors import NybbleError, nearest
+from nybble.errors import NybbleError, unknown
 from nybble.scoring.request import MeasureRequest
 from nybble.scoring.tasks.registry import TASKS
 
@@ -50,11 +50,7 @@ class TaskRequest:
         """
         for name in self.tasks or ():
             if name not in TASKS:
-                near = nearest(name, TASKS)
-                raise NybbleError(
-                    "unknown task" + (f"; did you mean {near}?" if near else ""),
-                    seen=name, allowed=["all", *TASKS],
-                )  # fmt: skip
+                raise unknown("unknown task", name, ["all", *TASKS])
         if self.tasks is not None and not self.tasks:
             raise NybbleError("no task named", allowed=["all", *TASKS], hint="--tasks all")
         if not 1 <= self.queries <= MOST_QUERIES:
