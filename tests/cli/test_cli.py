@@ -344,8 +344,8 @@ class TestMistypes:
     @pytest.mark.parametrize(
         ("words", "parts"),
         [
-            ("mesure x.gguf", ["unknown command; did you mean measure?", "mesure", "formats"]),
-            ("xyzzy", ["unknown command\n", "xyzzy", "try:     nybble --help"]),
+            ("mesure x.gguf", ["unknown command of nybble; did you mean measure?", "mesure", "formats"]),
+            ("xyzzy", ["unknown command of nybble\n", "xyzzy", "try:     nybble --help"]),
             ("--nope", ["--nope", "try:     nybble --help"]),
             ("measure --contxt 64", ["--contxt", "--context", "try:     nybble measure --help"]),
             ("measure --context", ["--context", "try:     nybble measure --help"]),

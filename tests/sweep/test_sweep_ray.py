@@ -172,7 +172,7 @@ def test_without_ray_the_install_command_is_named(monkeypatch: pytest.MonkeyPatc
 def test_errors_of_a_worker_name_its_node(folder: Path) -> None:
     path = write_sweep(folder, "out", model='"none.gguf"')
     made = Sweep(specs.read(path))
-    reply = _perform(made._task(made.waiting[0]).payload)
+    reply = _perform(made._task(made.groups[0]).payload)
     assert "no such model file" in reply["error"]["what"]
     assert reply["error"]["seen"].startswith(f"on {socket.gethostname()}")
 

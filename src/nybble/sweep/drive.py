@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,13 +30,26 @@ _THREADS = 4  # of a worker by default: more of llama.cpp's threads wait for eac
 _MERGE = 60.0  # seconds, for the order of tasks
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A group, what it needs, and whether a worker has finished it."""
+@dataclass
+class Known:
+    """A group and what is known of it.
+
+    Attributes:
+        group: it.
+        gpus: that it asks for.
+        record: what it left when it was last run.
+        todo: whether it is to be run.
+    """
 
     group: Group
-    guess: Estimate
+    gpus: float
     record: dict[str, Any] | None
+    todo: bool
+
+    @functools.cached_property
+    def guess(self) -> Estimate:
+        """What it needs; reads the model's header."""
+        return estimate(self.group, self.gpus)
 
 
 class Sweep:
@@ -56,7 +70,7 @@ class Sweep:
         self._before = read_json(self.place, "sweep.json") or {}
         self.threads, self.workers = self._sizes()
         self.runs = runs_of(spec, self.threads)
-        self.waiting = [self._look(g, retry_failed) for run in self.runs for g in groups_of(run)]
+        self.groups = [self._look(g, retry_failed) for run in self.runs for g in groups_of(run)]
 
     def _sizes(self) -> tuple[int, int]:
         """Threads of a worker, and workers here. Threads stay what they were when it began."""
@@ -66,25 +80,24 @@ class Sweep:
         threads = threads or (max(1, cores // run.workers) if run.workers else min(_THREADS, cores))
         return threads, run.workers or max(1, cores // threads)
 
-    def _look(self, group: Group, retry_failed: bool) -> Waiting:
-        record = read_json(self.place, _marker(group))
-        if record is not None and record.get("failed") and retry_failed:
-            record = None
+    def _look(self, group: Group, retry_failed: bool) -> Known:
+        record = read_json(self.place, group.marker)
+        todo = record is None or (retry_failed and bool(record.get("failed")))
         wanted = self.spec.running.gpus
         gpus = wanted if wanted >= 0 else float(group.run.grid["device"] == "cuda")
-        return Waiting(group, estimate(group, gpus), record)
+        return Known(group, gpus, record, todo)
 
     def planned(self, fits: Callable[[Needs], str | None]) -> list[PlannedGroup]:
         """What a run would do."""
         price = self.spec.running.price_per_hour
         return [
             PlannedGroup(
-                w.group.run.name, w.group.run.model, w.group.corpus, w.group.context,
-                len(w.group.run.settings), w.record is not None, w.guess.needs.memory,
-                w.guess.seconds, w.guess.seconds / 3600 * price, fits(w.guess.needs) or "",
-                w.guess.note,
+                g.group.run.name, g.group.run.model, g.group.corpus, g.group.context,
+                len(g.group.run.settings), not g.todo, g.guess.needs.memory,
+                g.guess.seconds, g.guess.seconds / 3600 * price, fits(g.guess.needs) or "",
+                g.guess.note,
             )
-            for w in self.waiting
+            for g in self.groups
         ]  # fmt: skip
 
     def run(self, executor: Executor, progress: Progress | None = None) -> SweepResult:
@@ -98,18 +111,18 @@ class Sweep:
         with _held(self.place):
             self._begin()
             skipped = {
-                w.group.key: why for w in self.waiting
-                if w.record is None and (why := executor.fits(w.guess.needs))
+                g.group.key: why for g in self.groups
+                if g.todo and (why := executor.fits(g.guess.needs))
             }  # fmt: skip
-            todo = [w for w in self.waiting if w.record is None and w.group.key not in skipped]
+            todo = [g for g in self.groups if g.todo and g.group.key not in skipped]
             for why in dict.fromkeys(skipped.values()):
                 count = sum(x == why for x in skipped.values())
                 progress.note(f"{count} groups are skipped: {why}")
-            watch = Groups(progress, sum(w.guess.seconds for w in todo))
+            watch = Groups(progress, sum(g.guess.seconds for g in todo))
             begun = time.monotonic()
             if todo:
                 progress.begin(f"{len(todo)} groups", watch.total)
-                executor.run([self._task(w) for w in todo], watch)
+                executor.run([self._task(g) for g in todo], watch)
             seconds = time.monotonic() - begun
             watch.errors.update(self._unseen(todo, watch))
             self._keep(watch.errors)
@@ -123,19 +136,20 @@ class Sweep:
             write_json(self.place, "sweep.json",
                        {"nybble": VERSION, "threads": self.threads, "spec": asked})  # fmt: skip
 
-    def _task(self, w: Waiting) -> Task:
-        payload = {**_payload("score", self.place, w.group.run),
-                   "context": w.group.context, "corpus": w.group.corpus}  # fmt: skip
-        name = f"{w.group.run.name}, {w.group.corpus} at {w.group.context:,}"
-        return Task(w.group.key, name, payload, w.guess.needs, w.group.run.name, w.guess.seconds)
+    def _task(self, known: Known) -> Task:
+        g, guess = known.group, known.guess
+        payload = {**_payload("score", self.place, g.run),
+                   "context": g.context, "corpus": g.corpus}  # fmt: skip
+        name = f"{g.run.name}, {g.corpus} at {g.context:,}"
+        return Task(g.key, name, payload, guess.needs, g.run.name, guess.seconds)
 
-    def _unseen(self, todo: list[Waiting], watch: Groups) -> dict[str, NybbleError]:
+    def _unseen(self, todo: list[Known], watch: Groups) -> dict[str, NybbleError]:
         """Groups that a worker says it finished and that are not here: it wrote elsewhere."""
         found = {}
-        for w in todo:
-            reply = watch.replies.get(w.group.key)
-            if reply is not None and not self._appears(w.group):
-                found[w.group.key] = NybbleError(
+        for known in todo:
+            reply = watch.replies.get(known.group.key)
+            if reply is not None and not self._appears(known):
+                found[known.group.key] = NybbleError(
                     "a worker's results are not in the place that this machine sees",
                     seen=f"{self.place.address} on {reply['node']}",
                     allowed="a folder that all nodes share, or an address such as s3://bucket/x",
@@ -143,42 +157,46 @@ class Sweep:
                 )
         return found
 
-    def _appears(self, group: Group) -> bool:
+    def _appears(self, known: Known) -> bool:
         """Whether a group's record is here; a network's file system may be seconds late."""
         for wait in (0.0, 1.0, 5.0):
             time.sleep(wait)
-            if self.place.read(_marker(group)) is not None:
+            known.record = read_json(self.place, known.group.marker)
+            if known.record is not None:
                 return True
         return False
 
     def _keep(self, failed: dict[str, NybbleError]) -> None:
         """Leave the error of a group whose worker could not."""
-        for w in self.waiting:
-            error = failed.get(w.group.key)
+        for known in self.groups:
+            g = known.group
+            error = failed.get(g.key)
             if error is not None:
-                names = [*w.group.run.settings, "bf16/bf16", "f16/f16"]
-                write_json(self.place, _marker(w.group), {
-                    "context": w.group.context, "corpus": w.group.corpus,
-                    "settings": list(w.group.run.settings), "scored": 0, "empty": False,
-                    "failed": {name: str(error) for name in names}, "notes": [], "seconds": 0.0,
-                    "node": "", "hardware": {}, "threads": w.group.run.threads,
-                })  # fmt: skip
+                names = [*g.run.settings, "bf16/bf16", "f16/f16"]
+                known.record = {
+                    "context": g.context, "corpus": g.corpus, "settings": list(g.run.settings),
+                    "scored": 0, "empty": False, "failed": {name: str(error) for name in names},
+                    "notes": [], "seconds": 0.0, "node": "", "hardware": {},
+                    "threads": g.run.threads,
+                }  # fmt: skip
+                write_json(self.place, g.marker, known.record)
 
     def _merge(self, executor: Executor, progress: Progress, skipped: dict[str, str]) -> Merges:
         tasks: list[Task] = []
         merged = Merges(progress)
         for run in self.runs:
-            groups = groups_of(run)
-            never = [(s, g.context, skipped[g.key])
-                     for g in groups if g.key in skipped for s, _ in g.cells()]  # fmt: skip
-            needs = max((w.guess.needs for w in self.waiting if w.group.run == run),
-                        key=lambda n: n.memory)  # fmt: skip
+            groups = [g for g in self.groups if g.group.run == run]
+            never = [(setting, g.group.context, skipped[g.group.key])
+                     for g in groups if g.group.key in skipped
+                     for setting in run.settings]  # fmt: skip
+            # Of all that decides a summary: what is asked, and what every group left.
+            key = content_key([VERSION, dataclasses.asdict(run), never, [g.record for g in groups]])
+            if self._merged(run, key):
+                continue
+            needs = max((g.guess.needs for g in groups), key=lambda n: n.memory)
             if executor.fits(needs):  # what does not fit anywhere is not loaded for the merge
                 needs = Needs(run.threads)
-            payload = {**_payload("collect", self.place, run), "skipped": never,
-                       "key": self._merge_key(run, never)}  # fmt: skip
-            if self._merged(run, payload["key"]):
-                continue
+            payload = {**_payload("collect", self.place, run), "skipped": never, "key": key}
             tasks.append(Task(run.name, run.name, payload, needs, run.name, _MERGE))
             self._tidy(run)
         if tasks:
@@ -192,11 +210,6 @@ class Sweep:
             for stale in (self.place.folder / "runs" / run.name / "rows").glob("*.tmp"):
                 stale.unlink(missing_ok=True)
 
-    def _merge_key(self, run: Run, never: list[tuple[str, int, str]]) -> str:
-        """Of all that decides a summary: what is asked, and what every group left."""
-        left = [read_json(self.place, _marker(g)) for g in groups_of(run)]
-        return content_key([VERSION, dataclasses.asdict(run), never, left])
-
     def _merged(self, run: Run, key: str) -> bool:
         found = read_json(self.place, f"runs/{run.name}/{MERGED}") or {}
         there = self.place.read(f"runs/{run.name}/summary.json") is not None
@@ -207,19 +220,18 @@ class Sweep:
         executor: Executor,
     ) -> SweepResult:  # fmt: skip
         failed: list[FailedCell] = []
-        for w in self.waiting:
-            g = w.group
-            errors = (read_json(self.place, _marker(g)) or {}).get("failed", {})
+        for known in self.groups:
+            g, errors = known.group, (known.record or {}).get("failed", {})
             for setting, key in g.cells():
                 error = skipped.get(g.key) or errors.get(setting)
                 if error:
                     failed.append(FailedCell(g.run.name, key, setting, g.context, g.corpus, error,
                                              g.key in skipped))  # fmt: skip
-        cells = sum(len(w.group.run.settings) for w in self.waiting)
+        cells = sum(len(known.group.run.settings) for known in self.groups)
         bad = {f.key for f in failed}
         ran = {key for key, reply in watch.replies.items() if reply["scored"]}
-        good = [w for w in self.waiting for _, key in w.group.cells() if key not in bad]
-        scored = sum(w.group.key in ran for w in good)
+        good = [k.group.key for k in self.groups for _, key in k.group.cells() if key not in bad]
+        scored = sum(key in ran for key in good)
         return SweepResult(
             place=self.place.address,
             runs=[r.name for r in self.runs if r.name not in merged.errors],
@@ -231,10 +243,6 @@ class Sweep:
             busy_seconds=round(sum(r["seconds"] for r in watch.replies.values()), 3),
             executor=executor.name, workers=executor.workers,
         )  # fmt: skip
-
-
-def _marker(group: Group) -> str:
-    return f"runs/{group.run.name}/groups/{group.key}.json"
 
 
 def _payload(op: str, place: Place, run: Run) -> dict[str, Any]:

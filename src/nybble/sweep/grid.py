@@ -116,6 +116,11 @@ class Group:
         return content_key([self.run.name, self.context, self.corpus, self.run.documents,
                             self.run.corpora, sorted(self.run.settings)])  # fmt: skip
 
+    @property
+    def marker(self) -> str:
+        """Path in the place of the record that it leaves."""
+        return f"runs/{self.run.name}/groups/{self.key}.json"
+
     def cells(self) -> Iterator[tuple[str, str]]:
         """Setting and key of each cell."""
         for setting in self.run.settings:

@@ -18,7 +18,7 @@ from nybble.environment import hardware
 from nybble.results.records import Measurement, to_json
 from nybble.results.store import RunStore
 from nybble.scoring.job import Job, Portion
-from nybble.sweep.grid import Group, Run
+from nybble.sweep.grid import Group, Run, groups_of
 from nybble.sweep.place import Place, RemoteStore, open_place, read_json, write_json
 
 IDLE = 20.0  # seconds after which an idle worker ends its engine
@@ -157,7 +157,7 @@ def _score(payload: Mapping[str, Any], found: Open) -> dict[str, Any]:
         "seconds": round(time.monotonic() - begun, 3), "node": socket.gethostname(),
         "hardware": hardware(), "threads": run.threads,
     }  # fmt: skip
-    write_json(open_place(payload["place"]), f"runs/{run.name}/groups/{group.key}.json", record)
+    write_json(open_place(payload["place"]), group.marker, record)
     return record
 
 
@@ -193,27 +193,20 @@ def _set_aside(place: Place, run: Run, store: RunStore, name: str) -> str:
     for context in run.contexts:
         if name.startswith(f"c{context}-"):
             for corpus in run.corpora:
-                place.remove(f"runs/{run.name}/groups/{Group(run, context, corpus).key}.json")
+                place.remove(Group(run, context, corpus).marker)
     return f"runs/{run.name}/rows/{name}.parquet"
 
 
 def _forget(place: Place, run: Run, portion: Portion) -> str:
     """Let a group that counts as finished and is not be run again."""
-    group = Group(run, portion.context, portion.category)
-    place.remove(f"runs/{run.name}/groups/{group.key}.json")
+    place.remove(Group(run, portion.context, portion.category).marker)
     return f"runs/{run.name}: {portion.category} at {portion.context:,}"
 
 
 def _records(place: Place, run: Run) -> list[dict[str, Any]]:
     """What the groups of a run left, in a fixed order."""
-    found = []
-    for context in sorted(run.contexts):
-        for corpus in run.corpora:
-            group = Group(run, context, corpus)
-            record = read_json(place, f"runs/{run.name}/groups/{group.key}.json")
-            if record is not None:
-                found.append(record)
-    return found
+    records = (read_json(place, group.marker) for group in groups_of(run))
+    return [record for record in records if record is not None]
 
 
 def _hardware(measurement: Measurement, records: list[dict[str, Any]]) -> dict[str, Any]:
