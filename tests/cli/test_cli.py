@@ -344,7 +344,10 @@ class TestMistypes:
     @pytest.mark.parametrize(
         ("words", "parts"),
         [
-            ("mesure x.gguf", ["unknown command of nybble; did you mean measure?", "mesure", "formats"]),
+            (
+                "mesure x.gguf",
+                ["unknown command of nybble; did you mean measure?", "mesure", "formats"],
+            ),
             ("xyzzy", ["unknown command of nybble\n", "xyzzy", "try:     nybble --help"]),
             ("--nope", ["--nope", "try:     nybble --help"]),
             ("measure --contxt 64", ["--contxt", "--context", "try:     nybble measure --help"]),

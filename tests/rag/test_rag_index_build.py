@@ -71,6 +71,31 @@ def test_nothing_changed_nothing_done(folder: Path, model: WordModel) -> None:
     assert again.revision == first.revision and again.per_second is None
 
 
+def test_what_was_left_out_stays_out(folder: Path) -> None:
+    place = folder / ".nybble-rag"
+
+    def run(**options: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        report = build(folder, place, IndexOptions(**options), Silent())
+        return report.include, report.exclude
+
+    assert run(exclude=("b*",), include=("*.md",)) == (("*.md",), ("b*",))
+    write(folder / "bamboo.md", "# Bamboo\n\nA grass.\n")
+    assert run() == (("*.md",), ("b*",)) and paths(folder) == ["apple.md", "cedar.md"]
+    assert run(exclude=("a*",)) == (("*.md",), ("a*",))
+    assert paths(folder) == ["bamboo.md", "birch.md", "cedar.md"]
+    assert run(exclude=("",)) == (("*.md",), ()) and len(paths(folder)) == 4
+    assert run(fresh=True) == ((), ())
+
+
+def test_a_refused_run_changes_no_globs(folder: Path) -> None:
+    build(folder, folder / ".nybble-rag", IndexOptions(exclude=("b*",)), Silent())
+    with pytest.raises(NybbleError, match="another chunk tokens"):
+        build(
+            folder, folder / ".nybble-rag", IndexOptions(exclude=("",), chunk_tokens=64), Silent()
+        )
+    assert indexed(folder).exclude == ("b*",)
+
+
 def test_added_changed_deleted_touched(folder: Path, model: WordModel) -> None:
     before = indexed(folder).revision
     model.embedded.clear()

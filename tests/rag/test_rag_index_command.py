@@ -55,6 +55,12 @@ def test_index_tells_what_it_did(
     ]  # fmt: skip
     assert command(monkeypatch, "index", folder, "--markdown", "-q") == 0
     assert "| kept" in capsys.readouterr().out
+    assert command(monkeypatch, "index", folder, "--exclude", "b*", "-q") == 0
+    assert "without b*" in capsys.readouterr().out
+    assert command(monkeypatch, "index", folder, "-q") == 0
+    assert "without b*" in capsys.readouterr().out
+    assert command(monkeypatch, "index", folder, "--exclude", "", "-q") == 0
+    assert "without" not in capsys.readouterr().out.replace("without embedding", "")
 
 
 def test_index_of_nothing_is_exit_1(

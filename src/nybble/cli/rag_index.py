@@ -34,8 +34,10 @@ Examples:
               help="minilm, a folder or name of sentence-transformers, or http(s)://HOST/v1.  "
               "[default: minilm]")  # fmt: skip
 @click.option("--embedding-model", default="", metavar="NAME", help="Of an embedding server.")
-@click.option("--include", multiple=True, metavar="GLOB", help="Only these paths or names.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Not these paths or names.")
+@click.option("--include", multiple=True, metavar="GLOB",
+              help="Only these paths or names, also in later runs; '' forgets them.")  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="GLOB",
+              help="Not these paths or names, also in later runs; '' forgets them.")  # fmt: skip
 @click.option("--max-mb", type=float, default=50.0, show_default=True,
               help="Larger files are left out.")  # fmt: skip
 @click.option("--timeout", type=float, default=60.0, show_default=True,
@@ -73,8 +75,8 @@ def index(
     place = path or folder / FOLDER
     options = IndexOptions(
         chunk_tokens=chunk_tokens, overlap=overlap, embedding=embedding,
-        embedding_model=embedding_model, include=include, exclude=exclude, max_mb=max_mb,
-        seconds=timeout, fresh=fresh,
+        embedding_model=embedding_model, include=include or None, exclude=exclude or None,
+        max_mb=max_mb, seconds=timeout, fresh=fresh,
     )  # fmt: skip
     with console.BarProgress(quiet) as progress:
         report = build(folder, place, options, progress)
@@ -127,6 +129,9 @@ def _tables(report: IndexReport, place: Path, markdown: bool) -> None:
         if rest := Counter(s.reason for s in report.skipped[_SHOWN:]):
             parts = ", ".join(f"{n:,} {clean(reason, 60)}" for reason, n in rest.most_common(5))
             click.echo(f"and {sum(rest.values()):,} more (--csv lists all): {parts}")
+    for word, globs in (("only", report.include), ("without", report.exclude)):
+        if globs:
+            click.echo(f"{word} {clean(', '.join(globs), 200)}")
     line = f"{report.documents:,} documents, {report.passages:,} passages in {place}"
     if report.per_second is not None:
         without = report.per_second_without_embedding or 0.0

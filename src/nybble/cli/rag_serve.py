@@ -54,8 +54,8 @@ Examples:
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="SECONDS",
               help="Of silence, after which the model's server counts as gone.")  # fmt: skip
 @click.option("--include", multiple=True, metavar="GLOB",
-              help="What indexing again reads; as nybble rag index was told.")  # fmt: skip
-@click.option("--exclude", multiple=True, metavar="GLOB", help="What it leaves out.")
+              help="Only these paths or names; else what the index was told.")  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Not these paths or names.")
 @click.option("--embedding", metavar="NAME",
               help="Of a new index, as in nybble rag index; of one made with a server elsewhere, "
               "that server again.")  # fmt: skip
@@ -121,7 +121,7 @@ def _indexed(
     if folder is not None and not (where / FILE).is_file():
         asked = IndexOptions(
             embedding=options["embedding"], embedding_model=options["embedding_model"],
-            include=options["include"], exclude=options["exclude"],
+            include=options["include"] or None, exclude=options["exclude"] or None,
         )  # fmt: skip
         with console.BarProgress(quiet) as progress:
             report = build(folder, where, asked, progress)
@@ -212,8 +212,8 @@ def _desk(
     def again(job: Job) -> Told:
         from nybble.rag.build import IndexOptions, build
 
-        report = build(folder, index.path, IndexOptions(include=options["include"],
-                       exclude=options["exclude"]), job)  # fmt: skip
+        how = IndexOptions(include=options["include"] or None, exclude=options["exclude"] or None)
+        report = build(folder, index.path, how, job)
         changes = (("added", report.added), ("changed", report.changed), ("moved", report.moved),
                    ("deleted", report.deleted), ("kept", report.kept))  # fmt: skip
         said = ", ".join(f"{n:,} {name}" for name, n in changes if n)

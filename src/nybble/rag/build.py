@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nybble.rag.embed.base import Timed
 from nybble.rag.embed.registry import DEFAULT, embedder, is_address
 from nybble.rag.index import other_embedding
 from nybble.rag.loaders import Opened, Reader, UnreadableError, unchanged
-from nybble.rag.store import Store
+from nybble.rag.store import FILE, Store
 from nybble.rag.writer import Writer
 from nybble.scoring.request import Progress
 
@@ -42,7 +43,7 @@ class IndexOptions:
         overlap: tokens that neighbours may share.
         embedding: minilm, a folder or name of sentence-transformers, http(s)://HOST/v1.
         embedding_model: that a server is asked for.
-        include: globs; where given, other files are left out.
+        include: globs; where given, other files are left out. An empty one forgets what was kept.
         exclude: globs of files that are left out.
         max_mb: larger files are left out, in millions of bytes.
         seconds: that a parser may take for one document.
@@ -53,8 +54,8 @@ class IndexOptions:
     overlap: int | None = None
     embedding: str | None = None
     embedding_model: str = ""
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
     max_mb: float = 50.0
     seconds: float = 60.0
     fresh: bool = False
@@ -78,6 +79,8 @@ class IndexReport:
         seconds: that the run took.
         embed_seconds: of them, in the embedding model, loading it included.
         revision: of the index now.
+        include: globs that were in effect.
+        exclude: globs that were in effect.
     """
 
     added: int
@@ -93,6 +96,8 @@ class IndexReport:
     seconds: float
     embed_seconds: float
     revision: int
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     @property
     def per_second(self) -> float | None:
@@ -143,9 +148,9 @@ def build(folder: Path, index: Path, options: IndexOptions, progress: Progress) 
     """
     begun = time.monotonic()
     max_bytes = int(options.max_mb * 1e6)
-    found = listing(folder, own=index, include=options.include, exclude=options.exclude,
-                    max_bytes=max_bytes)  # fmt: skip
-    if not found.found and not (index / "index.db").exists():
+    include, exclude = _globs(index, options)
+    found = listing(folder, own=index, include=include, exclude=exclude, max_bytes=max_bytes)
+    if not found.found and not (index / FILE).exists():
         what = "no document in the folder can be indexed" if found.skipped else (
             "there are no documents in the folder")  # fmt: skip
         reasons = "; ".join(f"{s.path}: {s.reason}" for s in found.skipped[:3])
@@ -166,12 +171,28 @@ def build(folder: Path, index: Path, options: IndexOptions, progress: Progress) 
     try:
         store = Store(index, write=True)
         model = _prepare(store, folder, index, options)
+        with store.transaction():
+            store.set_meta(include="\n".join(include), exclude="\n".join(exclude))
         run = _Run(folder, index, options, progress, store, model, list(found.skipped))
-        return _update(run, found.found, begun)
+        report = _update(run, found.found, begun)
+        return replace(report, include=include, exclude=exclude)
     finally:
         if store is not None:
             store.close()
         lock.release()
+
+
+def _globs(index: Path, options: IndexOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """As asked, or as the index was last told: what was left out once must not slip in later."""
+    kept: dict[str, str] = {}
+    if (index / FILE).is_file() and not options.fresh:
+        with suppress(NybbleError), closing(Store(index)) as store:  # damage is told by the writer
+            kept = store.meta()
+    include, exclude = (
+        tuple(g for g in (kept.get(name, "").split("\n") if told is None else told) if g)
+        for name, told in (("include", options.include), ("exclude", options.exclude))
+    )
+    return include, exclude
 
 
 def _prepare(store: Store, folder: Path, index: Path, options: IndexOptions) -> Timed:
