@@ -14,8 +14,9 @@ import pytest
 from rag_index_doubles import indexed
 
 from nybble.errors import NybbleError
+from nybble.loopback import loopback_url
 from nybble.rag.embed.minilm import folder as minilm_folder
-from nybble.rag.embed.registry import embedder, is_loopback
+from nybble.rag.embed.registry import embedder
 from nybble.rag.index import open_index
 
 
@@ -102,8 +103,8 @@ def test_names() -> None:
         embedder("minilm", "m")
     with pytest.raises(NybbleError, match="no such embedding model here"):
         _ = embedder("nobody/no-such-model").fingerprint
-    assert is_loopback("http://localhost:1/v1") and is_loopback("http://[::1]:1/v1")
-    assert not is_loopback("http://127.0.0.1.example.com/v1")
+    assert loopback_url("http://localhost:1/v1") and loopback_url("http://[::1]:1/v1")
+    assert not loopback_url("http://127.0.0.1.example.com/v1")
 
 
 def folder(place: Path, **modules: Any) -> Path:

@@ -8,11 +8,12 @@ import pytest
 
 from nybble.errors import NybbleError
 from nybble.formats.setting import parse
+from nybble.loopback import loopback
 from nybble.planning.request import CardChoice
 from nybble.results.plans import Quality
 from nybble.results.records import Estimate
 from nybble.serving import deploy as deploying
-from nybble.serving.deploy import USUAL_CONTEXT, DeployRequest, deploy, loopback
+from nybble.serving.deploy import USUAL_CONTEXT, DeployRequest, deploy
 
 QAT = "gemma-4-31b-qat"
 CARD = CardChoice(name="rtx-4090")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nybble.errors import NybbleError
+from nybble.loopback import loopback_url
 
 if TYPE_CHECKING:
     from nybble.engines.known.base import Deployment
@@ -60,11 +61,10 @@ def _ours(base: str, found: Engine) -> Engine:
     """With what `nybble serve` left behind, where it serves there."""
     from nybble.formats import parse
     from nybble.models.found import find
-    from nybble.runtime.server.listen import loopback
     from nybble.serving.runs import recall
 
     place = urlsplit(base)
-    run = recall(place.port or 80) if loopback(place.hostname or "") else None
+    run = recall(place.port or 80) if loopback_url(base) else None
     if run is None or run.url.rstrip("/") != base.rstrip("/"):
         return found
     known = replace(found, kv=run.kv, context=run.context, sequences=run.sequences)

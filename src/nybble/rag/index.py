@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from nybble.errors import NybbleError
+from nybble.loopback import loopback_url
 from nybble.rag.embed.base import Embedder
-from nybble.rag.embed.registry import embedder, is_address, is_loopback
+from nybble.rag.embed.registry import embedder, is_address
 from nybble.rag.fuse import fuse
 from nybble.rag.lexical import Lexical
 from nybble.rag.passages import Hit, Passage
@@ -271,7 +272,7 @@ class Index:
 
     def _choose(self, meta: dict[str, str], embedding: str | None, model: str) -> Embedder:
         name, made_with = meta["embedding"], meta["embedding_model"]
-        if embedding is None and is_address(name) and not is_loopback(name):
+        if embedding is None and is_address(name) and not loopback_url(name):
             # Else a stranger's index could have questions sent to an address of theirs.
             raise NybbleError("the index was made with a server elsewhere, which must be named "
                               "before questions are sent to it", seen=f"{made_with} at {name}",

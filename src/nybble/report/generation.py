@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
+from nybble.report.spreadsheet import safe
 from nybble.results.records import Estimate
 from nybble.results.tasks import Divergence, GenerationRun
 
@@ -241,9 +242,9 @@ def csv_text(run: GenerationRun) -> str:
     write = csv.writer(out, lineterminator="\n").writerow
     write(["setting", "role", "what", "at", "value", "low", "high", "n_prompts"])
     for row in run.rows:
-        who = (_safe(row.setting), _safe(row.role))
+        who = (safe(row.setting), safe(row.role))
         if row.status == "failed":
-            write([*who, "failed", "", _safe(row.error or ""), "", "", ""])
+            write([*who, "failed", "", safe(row.error or ""), "", "", ""])
         for what, at, e in _numbers(row):
             write([*who, what, at, e.value, e.low, e.high, row.n_prompts])
     return out.getvalue()
@@ -260,9 +261,3 @@ def _numbers(row: Divergence) -> list[tuple[str, str, Estimate]]:
 
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet would run as a formula gets a leading quote."""
-    line = fmt.clean(text)
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

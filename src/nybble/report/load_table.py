@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
+from nybble.report.spreadsheet import safe
 from nybble.results.loads import LoadRatio, LoadReport, LoadRun
 from nybble.results.records import Estimate
 
@@ -220,7 +221,7 @@ def csv_text(report: LoadReport) -> str:
     write = csv.writer(out, lineterminator="\n").writerow
     write(["run", "against", "what", "level", "value", "low", "high"])
     for run in report.runs:
-        who = [_safe(run.name), ""]
+        who = [safe(run.name), ""]
         n = run.numbers
         for key, rate in n.rates.items():
             write([*who, f"{key}_per_s", "", *_ends(rate)])
@@ -235,9 +236,9 @@ def csv_text(report: LoadReport) -> str:
             write([*who, "good_share", "", *_ends(n.good.share)])
             write([*who, "good_per_s", "", *_ends(n.good.rate)])
         for f in n.failures:
-            write([*who, "failed", _safe(f.error), f.count, "", ""])
+            write([*who, "failed", safe(f.error), f.count, "", ""])
     for ratio in report.ratios:
-        who = [_safe(ratio.of), _safe(ratio.against)]
+        who = [safe(ratio.of), safe(ratio.against)]
         for key, rate in ratio.rates.items():
             write([*who, f"{key}_per_s", "", *_ends(rate)])
         for key, levels in ratio.seconds_at.items():
@@ -248,9 +249,3 @@ def csv_text(report: LoadReport) -> str:
 
 def _ends(estimate: Estimate) -> list[float | None]:
     return [estimate.value, estimate.low, estimate.high]
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet would run as a formula gets a leading quote."""
-    line = fmt.clean(text)
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
+from nybble.report.spreadsheet import safe
 from nybble.results.rag import DEPTHS, RagAnswer, RagRow, RagRun, Retrieval
 from nybble.results.records import Estimate
 
@@ -213,8 +214,8 @@ def _md_table(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[st
 def _md(text: str) -> str:
     """Foreign text that neither ends a cell nor starts HTML, a link or code."""
     line = fmt.clean(text)
-    for sign, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("](", "]\\(")):
-        line = line.replace(sign, safe)
+    for sign, plain in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("](", "]\\(")):
+        line = line.replace(sign, plain)
     return line
 
 
@@ -226,14 +227,14 @@ def csv_text(run: RagRun) -> str:
         ["part", "name", "kind", "n_questions", "what", "value", "low", "high", "status", "error"]
     )
     for r in run.retrieval:
-        who = ["retrieval", _safe(r.mode), _safe(r.kind), r.n_questions]
+        who = ["retrieval", safe(r.mode), safe(r.kind), r.n_questions]
         for n, estimate in r.recall.items():
             write([*who, f"recall_{n}", *_ends(estimate), "done", ""])
         write([*who, "mrr_10", *_ends(r.mrr), "done", ""])
         write([*who, "seconds", r.seconds, "", "", "done", ""])
     for row in run.rows:
-        who = ["answers", _safe(row.setting), _safe(row.role), row.n_questions]
-        end = [row.status, _safe(row.error or "")]
+        who = ["answers", safe(row.setting), safe(row.role), row.n_questions]
+        end = [row.status, safe(row.error or "")]
         for name in ("accuracy", "change", "identical", "cites_source", "cites_unknown",
                      "cites_nothing"):  # fmt: skip
             found: Estimate | None = getattr(row, name)
@@ -246,9 +247,3 @@ def csv_text(run: RagRun) -> str:
 
 def _ends(estimate: Estimate) -> list[float | None]:
     return [estimate.value, estimate.low, estimate.high]
-
-
-def _safe(text: str) -> str:
-    """Text that a spreadsheet would run as a formula gets a leading quote."""
-    line = fmt.clean(text)
-    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

@@ -6,7 +6,6 @@ running server against it.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from nybble.engines.known.base import Deployment, Engine, Hardware, Launch
 from nybble.engines.known.registry import engine as known_engine
 from nybble.errors import NybbleError
 from nybble.formats.setting import KVSetting, parse
+from nybble.loopback import loopback
 from nybble.models.found import find
 from nybble.planning.memory.registry import known, memory_model
 from nybble.planning.plan import plan
@@ -148,16 +148,6 @@ def deploy(request: DeployRequest) -> Deployed:
     notes += [n for n in (*given.notes, *fit.notes) if not n.startswith(_SETTLED)]
     notes += engine.warnings(deployment)
     return Deployed(deployment, engine, fit, _quality(fit), tuple(dict.fromkeys(notes)))
-
-
-def loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; a name counts only as localhost."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _plan_request(request: DeployRequest, engine: str, seats: Seats | None) -> PlanRequest:

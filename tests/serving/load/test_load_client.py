@@ -12,11 +12,12 @@ import pytest
 
 from load_servers import Misbehaving
 from nybble.errors import EngineError, MissingExtraError, NybbleError
+from nybble.loopback import loopback_url
 from nybble.results.loads import LoadRequest
 from nybble.serving.load import client as module
 from nybble.serving.load.client import Ask, Dialect, ask
 from nybble.serving.load.lengths import Lengths
-from nybble.serving.load.prepare import api_key, base_url, connect, loopback
+from nybble.serving.load.prepare import api_key, base_url, connect
 from nybble.serving.load.profile import BenchProfile
 from nybble.serving.load.run import BenchRequest, bench
 
@@ -200,8 +201,8 @@ class TestAddresses:
         assert "secret" not in str(caught.value)
 
     def test_loopback(self) -> None:
-        assert loopback("http://127.3.0.1:1/v1") and loopback("http://[::1]:1/v1")
-        assert loopback("http://localhost/v1") and not loopback("http://10.0.0.1/v1")
+        assert loopback_url("http://127.3.0.1:1/v1") and loopback_url("http://[::1]:1/v1")
+        assert loopback_url("http://localhost/v1") and not loopback_url("http://10.0.0.1/v1")
 
     def test_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("NYBBLE_API_KEY", raising=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 from typing import Any
@@ -12,6 +11,7 @@ import httpx
 
 from nybble.engines.known.base import KEY
 from nybble.errors import EngineError, NybbleError
+from nybble.loopback import loopback_url
 
 _CONNECT = 10.0  # seconds until a server that does not take the connection counts as not there
 _TRIES = 2  # an idle connection may be closed by the server just when it is used again
@@ -51,7 +51,7 @@ class Client:
             timeout=httpx.Timeout(timeout, connect=_CONNECT),
             # A proxy of the environment is for the world outside, not for this machine. A redirect
             # is not followed: it would carry the key elsewhere.
-            trust_env=not _loopback(self.url),
+            trust_env=not loopback_url(self.url),
         )
 
     def get(self, path: str) -> Any:
@@ -149,14 +149,6 @@ def check_url(url: str) -> str:
         raise NybbleError("a key does not belong into the address", seen=parts.hostname,
                           hint=f"export {KEY}=...")  # fmt: skip
     return text
-
-
-def _loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _message(answer: httpx.Response) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from nybble.errors import NybbleError
 from nybble.rag.embed.base import Embedder
@@ -38,8 +37,3 @@ def embedder(name: str = DEFAULT, model: str = "", key: str | None = None) -> Em
 def is_address(name: str) -> bool:
     """Whether a name is a server's address."""
     return name.startswith(("http://", "https://"))
-
-
-def is_loopback(name: str) -> bool:
-    """Whether an address is this machine's own."""
-    return urlsplit(name).hostname in ("127.0.0.1", "::1", "localhost")

@@ -9,8 +9,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nybble.loopback import loopback
 from nybble.runtime.server.errors import ApiError
-from nybble.runtime.server.listen import loopback
 
 _OPEN = ("/health",)  # for those who watch servers, which have no key
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from nybble.errors import NybbleError
+from nybble.loopback import loopback
 
 
 def listen(host: str, port: int, key: str | None) -> socket.socket:
@@ -28,13 +28,3 @@ def listen(host: str, port: int, key: str | None) -> socket.socket:
     except OSError as error:
         raise NybbleError("cannot listen on this address", seen=f"{host}:{port}: {error.strerror}",
                           hint="another --port") from error  # fmt: skip
-
-
-def loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; a name counts only as localhost."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

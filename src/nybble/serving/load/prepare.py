@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nybble.errors import EngineError, NybbleError
+from nybble.loopback import loopback_url
 from nybble.results.loads import LoadRequest
 from nybble.serving.load.client import MALFORMED, REFUSED, Ask, Dialect, ask, failure, openai
 from nybble.serving.load.profile import BenchProfile
@@ -71,17 +71,6 @@ def base_url(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{path}"
 
 
-def loopback(url: str) -> bool:
-    """Whether the address is this machine's own."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def api_key(url: str, variable: str | None = None) -> str | None:
     """The key for a server, out of the environment.
 
@@ -96,7 +85,7 @@ def api_key(url: str, variable: str | None = None) -> str | None:
             raise NybbleError("the variable with the API key is not set", seen=variable,
                               hint=f"export {variable}=...")  # fmt: skip
         return os.environ[variable]
-    if not url.startswith("https:") and not loopback(url):
+    if not url.startswith("https:") and not loopback_url(url):
         return None
     return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
 
@@ -109,7 +98,7 @@ def connect(url: str, key: str | None) -> Any:
     """
     module = openai()
     # A proxy of the environment has no business between this machine and itself.
-    http = module.DefaultAsyncHttpxClient(trust_env=not loopback(url), timeout=None)
+    http = module.DefaultAsyncHttpxClient(trust_env=not loopback_url(url), timeout=None)
     return module.AsyncOpenAI(
         base_url=url, api_key=key or _NO_KEY, max_retries=0, timeout=None, http_client=http
     )
