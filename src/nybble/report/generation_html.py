@@ -1,19 +1,13 @@
-"""A run of free generation as one HTML file; nothing is fetched, nothing foreign is trusted.
-
-The same style sheet, script and content security policy as report/html.py.
-"""
+"""A run of free generation as one HTML file."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
 from nybble.report import generation as tables
 from nybble.report.describe import Entry
-from nybble.report.html import script_json
+from nybble.report.page import Page, drawn, render
 from nybble.results.tasks import GenerationRun, to_json
 
 if TYPE_CHECKING:
@@ -24,39 +18,32 @@ _LEFT = ("KV type", "tokens", "first difference of each prompt, 0 for none")
 
 def generation_html(run: GenerationRun) -> str:
     """The page of a run."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    values: dict[str, Any] = {
-        "title": tables.title(run),
-        "name": fmt.clean(run.model.name, 120),
-        "sub": _sub(run),
-        "recommendation": fmt.clean(run.recommendation),
-        "limits": tables.LIMITS,
-        "grids": tables.grids(run),
-        "roles": [r.role for r in run.rows],
-        "failures": tables.failures(run),
-        "glossary": [Entry(*pair) for pair in tables.GLOSSARY],
-        "charts": [vars(c) | {"svg": Markup(c.svg)} for c in _charts(run)],
-        "pieces": fmt.pieces,
-        "left": _LEFT,
-        "how": how(run),
-        "texts": _texts(run),
-        "warnings": [fmt.clean(w) for w in run.warnings],
-        "command": fmt.clean(run.command).split(),
-        "setup": _setup(run),
-        "version": fmt.clean(run.versions.get("nybble", ""), 40),
-        "json": Markup(script_json(to_json(run))),
-        "css": Markup(_asset("report.css")),
-        "js": Markup(script),
-        "script_hash": f"sha256-{digest}",
-    }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    page = Page(
+        id="generation",
+        json=to_json(run),
+        title=tables.title(run),
+        eyebrow="free generation with a quantized KV cache",
+        name=fmt.clean(run.model.name, 120),
+        sub=_sub(run),
+        how=how(run),
+        how_title="How it was run",
+        setup=_setup(run),
+        warnings=[fmt.clean(w) for w in run.warnings],
+        command=fmt.clean(run.command).split(),
+        version=fmt.clean(run.versions.get("nybble", ""), 40),
     )
-    return environment.from_string(_asset("generation.html.j2")).render(values)
+    return render(
+        "generation.html.j2", page,
+        recommendation=fmt.clean(run.recommendation),
+        limits=tables.LIMITS,
+        grids=tables.grids(run),
+        roles=[r.role for r in run.rows],
+        failures=tables.failures(run),
+        glossary=[Entry(*pair) for pair in tables.GLOSSARY],
+        charts=[drawn(c) for c in _charts(run)],
+        left=_LEFT,
+        texts=_texts(run),
+    )  # fmt: skip
 
 
 def _charts(run: GenerationRun) -> list[Chart]:
@@ -69,8 +56,8 @@ def _charts(run: GenerationRun) -> list[Chart]:
     for key, draw in (("survival", pictures.survival), ("along", pictures.along)):
         with canvas.style(f"nybble-generation-{key}"):
             if p := draw(run, canvas.MARKED):
-                drawn = svg.inline(p, f"chart-{key}")
-                found.append(Chart(key, p.title, drawn, p.summary, p.caption, p.header, p.rows))
+                svg_text = svg.inline(p, f"chart-{key}")
+                found.append(Chart(key, p.title, svg_text, p.summary, p.caption, p.header, p.rows))
     return found
 
 
@@ -118,7 +105,3 @@ def _setup(run: GenerationRun) -> list[Entry]:
         Entry(fmt.clean(k, 40).replace("_", " "), fmt.clean("unknown" if v is None else v, 300))
         for k, v in every.items()
     ]
-
-
-def _asset(name: str) -> str:
-    return resources.files("nybble.report").joinpath(name).read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nybble.report import before_after, describe, html
 from nybble.report import format as fmt
+from nybble.report.page import Grid
 from nybble.results.hardened import Gain, Hardened, Training, to_json
 
 if TYPE_CHECKING:
@@ -88,10 +89,10 @@ def hardened_html(found: Hardened) -> str:
         name=fmt.clean(found.measurement.models[0].name, 100),
         lead=_lead(found),
         said=_said(found),
-        gains=html.Grid(_HEADER, _gains(found)),
+        gains=Grid(_HEADER, _gains(found)),
         facts=_facts(found),
         charts=before_after.charts(found),
-        promises=html.Grid(("layer", "gain", "bound"), _promises(found)) if found.layers else None,
+        promises=Grid(("layer", "gain", "bound"), _promises(found)) if found.layers else None,
         promised=_capital(promise(found)) + "." if found.layers else "",
         json=to_json(found),
     )

@@ -1,21 +1,13 @@
-"""One HTML file with everything in it: no address is ever fetched, no library is loaded.
-
-Every name in a measurement may be hostile. Jinja2 escapes all text; the three trusted parts
-(our style sheet, our script, the rewritten SVG) are marked as such here and nowhere else; and a
-content security policy lets run only the one script whose hash it names.
-"""
+"""The report of a measurement as one HTML file."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from nybble.report import cells, describe, parts, table, view
 from nybble.report import format as fmt
+from nybble.report.page import Grid, Page, drawn, json_part, render
 from nybble.results.records import Measurement, Row, to_json
 
 if TYPE_CHECKING:
@@ -48,7 +40,6 @@ _LEFT = (
     "kind of text",
 )  # fmt: skip
 _FEW_CHIPS = 10
-_UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Line:
-    setting: list[str]
+    setting: str
     cells: list[_Cell]
     verdict: str
     reference: bool
@@ -83,14 +74,6 @@ class _Chip:
 class _Hurt:
     said: str
     chart: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: column titles and rows, texts all."""
-
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -129,77 +112,53 @@ def html_report(m: Measurement, front: Front | None = None) -> str:
         m: the measurement.
         front: what comes before it, on a page about more than the measurement.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     from nybble.report import plots
 
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-    def trusted(chart: plots.Chart | None) -> dict[str, Any] | None:
-        return vars(chart) | {"svg": Markup(chart.svg)} if chart else None
-
     eyebrow = front.eyebrow if front else "quality of a quantized KV cache"
-    names = front.name if front else view.names(m, 120)
+    page = Page(
+        id="measurement",
+        json=to_json(m),
+        title=f"{front.name if front else view.names(m)}: {eyebrow}",
+        eyebrow=eyebrow,
+        name=front.name if front else view.names(m, 120),
+        sub=f"in {describe.engine(m)} · {describe.scale(m)} · {fmt.clean(m.created, 40)}",
+        how=describe.how(m),
+        setup=describe.setup(m),
+        warnings=[fmt.clean(w) for w in m.warnings],
+        command=fmt.clean(m.command).split(),
+        version=fmt.clean(m.versions.get("nybble", ""), 40),
+        whole="measurement",
+    )
     hurts = [
-        _Hurt(parts.sentence(split), trusted(plots.part_chart(split, f"parts{i}")))
+        _Hurt(parts.sentence(split), drawn(plots.part_chart(split, f"parts{i}")))
         for i, split in enumerate(parts.splits(m))
     ]
-    values: dict[str, Any] = {
-        "title": f"{front.name if front else view.names(m)}: {eyebrow}",
-        "eyebrow": eyebrow,
-        "names": names,
-        "front": front,
-        "front_charts": [trusted(c) for c in front.charts] if front else [],
-        "front_json": Markup(script_json(front.json)) if front else "",
-        "engine": describe.engine(m),
-        "scale": describe.scale(m),
-        "created": fmt.clean(m.created, 40),
-        "recommendation": fmt.clean(m.recommendation),
-        "scope": describe.SCOPE,
-        "chips": _chips(m),
-        "columns": table.COLUMNS,
-        "groups": [_lines(g) for g in view.groups(m)],
-        "intervals": view.has_intervals(m),
-        "width": len(table.COLUMNS) + view.has_intervals(m),
-        "notes": view.notes(m),
-        "glossary": GLOSSARY,
-        "cells": cells.texts(m),
-        "cells_header": cells.header(m),
-        "own_question": cells.OWN_QUESTION,
-        "other_question": cells.OTHER_QUESTION,
-        "models": [describe.Entry(x.label, fmt.clean(x.name, 120)) for x in m.models],
-        "charts": [trusted(c) for c in plots.charts(m)],
-        "hurts": hurts,
-        "hurts_title": parts.TITLE,
-        "pieces": fmt.pieces,
-        "left": _LEFT,
-        "how": describe.how(m),
-        "texts": describe.texts(m),
-        "warnings": [fmt.clean(w) for w in m.warnings],
-        "command": fmt.clean(m.command).split(),
-        "setup": describe.setup(m),
-        "version": fmt.clean(m.versions.get("nybble", ""), 40),
-        "known_verdicts": (*view.VERDICTS, "failed"),
-        "json": Markup(script_json(to_json(m))),
-        "css": Markup(_asset("report.css")),
-        "js": Markup(script),
-        "script_hash": f"sha256-{digest}",
-    }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(_asset("template.html.j2")).render(values)
-
-
-def script_json(text: str) -> str:
-    """JSON rewritten so that it cannot end or open a script element or a comment."""
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _asset(name: str) -> str:
-    return resources.files("nybble.report").joinpath(name).read_text(encoding="utf-8")
+    return render(
+        "measurement.html.j2", page,
+        front=front,
+        front_json=json_part(front.json) if front else "",
+        front_charts=[drawn(c) for c in front.charts] if front else [],
+        recommendation=fmt.clean(m.recommendation),
+        scope=describe.SCOPE,
+        chips=_chips(m),
+        columns=table.COLUMNS,
+        groups=[_lines(g) for g in view.groups(m)],
+        intervals=view.has_intervals(m),
+        width=len(table.COLUMNS) + view.has_intervals(m),
+        notes=view.notes(m),
+        glossary=GLOSSARY,
+        cells=cells.texts(m),
+        cells_header=cells.header(m),
+        own_question=cells.OWN_QUESTION,
+        other_question=cells.OTHER_QUESTION,
+        models=[describe.Entry(x.label, fmt.clean(x.name, 120)) for x in m.models],
+        charts=[drawn(c) for c in plots.charts(m)],
+        hurts=hurts,
+        hurts_title=parts.TITLE,
+        left=_LEFT,
+        texts=describe.texts(m),
+        known_verdicts=(*view.VERDICTS, "failed"),
+    )  # fmt: skip
 
 
 def _chips(m: Measurement) -> list[_Chip]:
@@ -239,5 +198,4 @@ def _line(row: Row, reference: bool) -> _Line:
         else:
             found.append(_Cell(column.cell(row)))
     error = f"failed: {view.short_error(row, 200)}" if row.status == "failed" else None
-    name = fmt.pieces(table.short_setting(row))
-    return _Line(name, found, table.verdict(row), reference, error)
+    return _Line(table.short_setting(row), found, table.verdict(row), reference, error)

@@ -1,24 +1,17 @@
-"""An evaluation of retrieval and answers as one HTML file, which fetches nothing.
-
-Questions, answers and documents' names may be hostile: all of them are escaped by Jinja2. What is
-trusted is our style sheet, our script and the rewritten SVG, as in report/html.py.
-"""
+"""An evaluation of retrieval and answers as one HTML file."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any
 
 from nybble.report import describe
 from nybble.report import format as fmt
 from nybble.report import rag_table as table
-from nybble.report.html import Grid, script_json
+from nybble.report.page import Grid, Page, drawn, render
 from nybble.results.rag import RagAnswer, RagRun, to_json
 
 MOST_SHOWN = 200  # answers side by side; all are in the JSON
+_EYEBROW = "retrieval and answers by KV setting"
 _MOST_TEXT = 4000  # characters of an answer
 _HOW = {
     "questions": "questions", "kinds": "kinds", "folder": "folder", "documents": "documents",
@@ -49,50 +42,40 @@ class _Pair:
 
 def rag_html(run: RagRun) -> str:
     """The report of an evaluation as one HTML page."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     from nybble.report import rag_chart
 
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    chart = rag_chart.chart(run)
+    name = fmt.clean(run.title, 120) or "documents"
+    page = Page(
+        id="rag",
+        json=to_json(run),
+        title=f"{name}: {_EYEBROW}",
+        eyebrow=_EYEBROW,
+        name=name,
+        sub=f"{table.scale(run)} · {fmt.clean(run.created, 40)}",
+        how=_how(run),
+        setup=[describe.Entry(fmt.clean(k, 40), fmt.clean(v, 120))
+               for k, v in {**run.versions, **run.hardware}.items()],
+        warnings=table.notes(run),
+        command=fmt.clean(run.command).split(),
+        version=fmt.clean(run.versions.get("nybble", ""), 40),
+        styles=("rag.css",),
+    )  # fmt: skip
     found = table.changes(run)
-    values: dict[str, Any] = {
-        "name": fmt.clean(run.title, 120) or "documents",
-        "sub": f"{table.scale(run)} · {fmt.clean(run.created, 40)}",
-        "said": fmt.clean(run.said),
-        "worded": fmt.clean(run.worded),
-        "answers": Grid(table.ANSWERS, table.answer_lines(run)) if run.rows else None,
-        "chart": vars(chart) | {"svg": Markup(chart.svg)} if chart else None,
-        "retrieval": Grid(table.RETRIEVAL, _retrieval(run, "")),
-        "kinds": [(table.kind(run, k), Grid(table.RETRIEVAL, _retrieval(run, k)))
-                  for k in table.kinds(run)],
-        "glossary": [describe.Entry(*entry) for entry in table.EXPLAINED],
-        "pairs": [_pair(run, c) for c in found[:MOST_SHOWN]],
-        "n_pairs": len(found),
-        "misses": _misses(run),
-        "how": _how(run),
-        "warnings": table.notes(run),
-        "command": fmt.clean(run.command).split(),
-        "setup": [describe.Entry(fmt.clean(k, 40), fmt.clean(v, 120))
-                  for k, v in {**run.versions, **run.hardware}.items()],
-        "version": fmt.clean(run.versions.get("nybble", ""), 40),
-        "pieces": fmt.pieces,
-        "left": ("KV type", "retrieval"),
-        "json": Markup(script_json(to_json(run))),
-        "css": Markup(_asset("report.css") + _asset("rag.css")),
-        "js": Markup(script),
-        "script_hash": f"sha256-{digest}",
-    }  # fmt: skip
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(_asset("rag.html.j2")).render(values)
-
-
-def _asset(name: str) -> str:
-    return resources.files("nybble.report").joinpath(name).read_text(encoding="utf-8")
+    return render(
+        "rag.html.j2", page,
+        said=fmt.clean(run.said),
+        worded=fmt.clean(run.worded),
+        answers=Grid(table.ANSWERS, table.answer_lines(run)) if run.rows else None,
+        chart=drawn(rag_chart.chart(run)),
+        retrieval=Grid(table.RETRIEVAL, _retrieval(run, "")),
+        kinds=[(table.kind(run, k), Grid(table.RETRIEVAL, _retrieval(run, k)))
+               for k in table.kinds(run)],
+        glossary=[describe.Entry(*entry) for entry in table.EXPLAINED],
+        pairs=[_pair(run, c) for c in found[:MOST_SHOWN]],
+        n_pairs=len(found),
+        misses=_misses(run),
+        left=("KV type", "retrieval"),
+    )  # fmt: skip
 
 
 def _retrieval(run: RagRun, kind: str) -> list[tuple[str, ...]]:

@@ -1,20 +1,14 @@
-"""A run of long-context tasks as one HTML file; nothing is fetched, nothing foreign is trusted.
-
-The same style sheet, script and content security policy as report/html.py.
-"""
+"""A run of long-context tasks as one HTML file."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from nybble.report import format as fmt
 from nybble.report import tasks as tables
 from nybble.report.describe import Entry
-from nybble.report.html import script_json
+from nybble.report.page import Page, drawn, render
 from nybble.results.tasks import TaskCell, TaskRun, to_json
 
 if TYPE_CHECKING:
@@ -46,42 +40,36 @@ class _Heat:
 
 def tasks_html(run: TaskRun) -> str:
     """The page of a run."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    chart = _chart(run)
-    answers, changes = tables.grid(run), tables.changes(run)
-    headers = (*tables.FIRST, *changes.header)
-    values: dict[str, Any] = {
-        "name": fmt.clean(run.model.name, 120),
-        "sub": f"{tables.headline(run).partition(' · ')[2]} · {fmt.clean(run.created, 40)}",
-        "conclusions": [fmt.clean(s) for s in run.conclusions],
-        "answers": answers,
-        "changes": changes,
-        "failures": tables.failures(run),
-        "glossary": [Entry(*pair) for pair in tables.GLOSSARY],
-        "chart": vars(chart) | {"svg": Markup(chart.svg)} if chart else None,
-        "heat": _heat(run),
-        "pieces": fmt.pieces,
-        "left": _LEFT,
-        "words": headers,
-        "tasks": _tasks(run),
-        "how": _how(run),
-        "warnings": [fmt.clean(w) for w in run.warnings],
-        "command": fmt.clean(run.command).split(),
-        "setup": _entries({**run.versions, **run.hardware, "schema": run.schema_version}),
-        "version": fmt.clean(run.versions.get("nybble", ""), 40),
-        "json": Markup(script_json(to_json(run))),
-        "css": Markup(_asset("report.css")),
-        "js": Markup(script),
-        "script_hash": f"sha256-{digest}",
-    }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    name = fmt.clean(run.model.name, 120)
+    page = Page(
+        id="tasks",
+        json=to_json(run),
+        title=f"{name}: long-context tasks",
+        eyebrow="long-context tasks with a quantized KV cache",
+        name=name,
+        sub=f"{tables.headline(run).partition(' · ')[2]} · {fmt.clean(run.created, 40)}",
+        how=_how(run),
+        how_title="How they were asked",
+        setup=_entries({**run.versions, **run.hardware, "schema": run.schema_version}),
+        warnings=[fmt.clean(w) for w in run.warnings],
+        command=fmt.clean(run.command).split(),
+        version=fmt.clean(run.versions.get("nybble", ""), 40),
+        styles=("tasks.css",),
     )
-    return environment.from_string(_asset("tasks.html.j2")).render(values)
+    answers, changes = tables.grid(run), tables.changes(run)
+    return render(
+        "tasks.html.j2", page,
+        conclusions=[fmt.clean(s) for s in run.conclusions],
+        answers=answers,
+        changes=changes,
+        failures=tables.failures(run),
+        glossary=[Entry(*pair) for pair in tables.GLOSSARY],
+        chart=drawn(_chart(run)),
+        heat=_heat(run),
+        left=_LEFT,
+        words=(*tables.FIRST, *changes.header),
+        tasks=_tasks(run),
+    )  # fmt: skip
 
 
 def _chart(run: TaskRun) -> Chart | None:
@@ -93,8 +81,8 @@ def _chart(run: TaskRun) -> Chart | None:
         p = tasks.draw(run, canvas.MARKED)
         if p is None:
             return None
-        drawn = svg.inline(p, "chart-tasks")
-        return Chart("tasks", p.title, drawn, p.summary, p.caption, p.header, p.rows)
+        svg_text = svg.inline(p, "chart-tasks")
+        return Chart("change", p.title, svg_text, p.summary, p.caption, p.header, p.rows)
 
 
 def _heat(run: TaskRun) -> list[_Heat]:
@@ -159,7 +147,3 @@ def _entries(values: dict[str, Any]) -> list[Entry]:
         Entry(fmt.clean(k, 40).replace("_", " "), fmt.clean("unknown" if v is None else v, 300))
         for k, v in values.items()
     ]
-
-
-def _asset(name: str) -> str:
-    return resources.files("nybble.report").joinpath(name).read_text(encoding="utf-8")

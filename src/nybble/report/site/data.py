@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nybble.report import format as fmt
-from nybble.report.html import script_json
+from nybble.report.page import script_json
 from nybble.report.site import entries, texts
 from nybble.report.site.entries import Model
 from nybble.results.base.cell import Cell
