@@ -74,7 +74,9 @@ def _urls(values: tuple[str, ...]) -> tuple[tuple[KVSetting, str], ...]:
 @click.option("--by", help="Also every layer or head of each setting alone: layer, head.")
 @click.option("--budget", type=float, metavar="BITS",
               help="Spread so many bits over layers and sides, and measure that.")  # fmt: skip
-@click.option("--tasks", help="Long-context tasks instead of KLD: all, or names with commas.")
+@click.option("--tasks",
+              help="Long-context tasks instead of KLD: all, names with commas, or FILE.jsonl.",
+              )  # fmt: skip
 @click.option("--queries", type=int, default=8, show_default=True,
               help="Questions about one context of --tasks.")  # fmt: skip
 @click.option("--generate", type=int, metavar="TOKENS",
@@ -189,8 +191,7 @@ def measure(
     if tasks is not None:
         from nybble.cli.measure_tasks import run_tasks
 
-        named = None if tasks.strip() == "all" else console.names(tasks)
-        return run_tasks(request, named, queries, dry_run=dry_run, form=form, quiet=quiet)
+        return run_tasks(request, tasks, queries, dry_run=dry_run, form=form, quiet=quiet)
     if dry_run:
         _show_plan(plan_cells(request), form)
         return 0

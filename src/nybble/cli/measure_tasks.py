@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nybble.cli import console
+from nybble.errors import NybbleError
 from nybble.scoring.request import MeasureRequest
 
 if TYPE_CHECKING:
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def run_tasks(
-    measured: MeasureRequest, tasks: tuple[str, ...] | None, queries: int, *, dry_run: bool,
+    measured: MeasureRequest, tasks: str, queries: int, *, dry_run: bool,
     form: str | None, quiet: bool,
 ) -> int:  # fmt: skip
     """Run `nybble measure --tasks`.
 
     Args:
         measured: the options that measurements share; its contexts are the lengths.
-        tasks: names, None for all.
+        tasks: names and at most one file with commas between; "all" for all names.
         queries: most questions of one context.
         dry_run: only list what would be asked.
         form: "json", "csv", "markdown" or None for tables.
@@ -37,7 +38,8 @@ def run_tasks(
     from nybble.scoring.tasks.measure import measure_tasks, plan_tasks
     from nybble.scoring.tasks.request import TaskRequest
 
-    request = TaskRequest(measured, tasks, queries)
+    names, own = _named(tasks)
+    request = TaskRequest(measured, names, queries, own)
     if dry_run:
         _show_plan(plan_tasks(request), form)
         return 0
@@ -49,6 +51,24 @@ def run_tasks(
     for cell in result.failed:
         click.echo(f"failed: {cell.setting} at {cell.length:,} tokens: {cell.error}", err=True)
     return 1 if result.failed else 0
+
+
+def _named(text: str) -> tuple[tuple[str, ...] | None, Path | None]:
+    """Names of tasks, None for all, and the file of the user's own."""
+    from nybble.scoring.tasks.own import SUFFIX
+
+    parts = console.names(text) or ()
+    files = [part for part in parts if part.lower().endswith(SUFFIX)]
+    if len(files) > 1:
+        raise NybbleError("one file of questions at a time", seen=", ".join(files),
+                          hint='"task" in a line names its task')  # fmt: skip
+    names = tuple(part for part in parts if part not in files)
+    whole = names == ("all",) or bool(files and not names)
+    if names == ("all",) and files:
+        from nybble.scoring.tasks.registry import TASKS
+
+        names, whole = tuple(TASKS), False
+    return (None if whole else names), (Path(files[0]) if files else None)
 
 
 def _write_report(result: TaskResult) -> Path:

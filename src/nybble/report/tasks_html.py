@@ -119,7 +119,8 @@ def _tasks(run: TaskRun) -> list[Entry]:
     return [
         Entry(
             fmt.clean(t.get("name", ""), 40),
-            fmt.clean(f"{t.get('title', '')}. In the manner of {t.get('source', '')}", 300),
+            fmt.clean(t.get("title", ""), 200)
+            + (f". In the manner of {fmt.clean(t['source'], 200)}" if t.get("source") else ""),
         )
         for t in found
     ]

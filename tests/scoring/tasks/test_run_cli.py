@@ -44,6 +44,15 @@ def test_users_mistakes_end_without_a_traceback(tiny_model: Path, tmp_path: Path
     wrong = _nybble(tmp_path, str(tiny_model), "--tasks", "neddle")
     assert wrong.returncode == 1 and "did you mean needle" in wrong.stderr
     assert "Traceback" not in wrong.stderr and wrong.stdout == ""
+    two = _nybble(tmp_path, str(tiny_model), "--tasks", "a.jsonl,b.jsonl")
+    assert two.returncode == 1 and "one file of questions at a time" in two.stderr
+    gone = _nybble(tmp_path, str(tiny_model), "--tasks", "needle,a.jsonl")
+    assert gone.returncode == 1 and "cannot read the questions" in gone.stderr
+    line = {"context": "Ada came.", "question": "Who came?", "answer": "Ada", "wrong": ["Ben"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    for tasks, n in (("a.jsonl", 1), ("needle,a.jsonl", 2), ("all,a.jsonl", 9)):
+        planned = _nybble(tmp_path, str(tiny_model), "--tasks", tasks, "--dry-run", "--json")
+        assert len(json.loads(planned.stdout)) == n, planned.stderr
     planned = _nybble(tmp_path, str(tiny_model), "--tasks", "all", "--dry-run", "--json")
     assert len(json.loads(planned.stdout)) == 8
     assert not (tmp_path / "nybble-results").exists()

@@ -47,7 +47,7 @@ def _rows(exact: str, choice: str, truth: float = -1.0) -> Rows:
 
 
 def _items(*tasks: str, n: int = 6) -> list[MadeItem]:
-    return [MadeItem(t, 1024, i, "", (), None) for t in tasks for i in range(n)]  # type: ignore
+    return [MadeItem(t, 1024, i, f"{t} {i}", (), None) for t in tasks for i in range(n)]  # type: ignore
 
 
 def _run(tables: dict[tuple[KVSetting, str], tuple[str, str]], n: int = 6) -> list[TaskCell]:

@@ -17,6 +17,7 @@ from nybble.scoring.tasks.asking import Answered
 from nybble.scoring.tasks.backend import Backend
 from nybble.scoring.tasks.base import Task
 from nybble.scoring.tasks.making import MadeItem
+from nybble.scoring.tasks.own import OwnTask
 from nybble.scoring.worker import MAX_PARALLEL
 
 ASKED_VERSION = 1  # raised when the same request would leave other cells
@@ -84,7 +85,7 @@ class CellNames:
         return f"{item.task}-{item.length}-{item.index}-{short}-{key}"
 
 
-def make_rows(item: MadeItem, task: Task, answered: Sequence[Answered]) -> Rows:
+def make_rows(item: MadeItem, task: Task | OwnTask, answered: Sequence[Answered]) -> Rows:
     """Rows of one item under one setting, marked right or wrong."""
     rows = np.zeros(len(item.queries), dtype=ROW)
     for i, (query, found) in enumerate(zip(item.queries, answered, strict=True)):

@@ -35,7 +35,7 @@ class Answers:
 
     Attributes:
         task: of each question.
-        context: of each question: task and item.
+        context: of each question: task and text.
         depth: of each question.
         exact: whether the model's own words are right.
         choice: whether the true option is the likeliest.
@@ -79,7 +79,8 @@ def gather(runner: TaskRunner, setting: KVSetting, items: Sequence[MadeItem]) ->
     n = [len(rows) for _, rows in found]
     return Answers(
         task=np.repeat([item.task for item, _ in found], n),
-        context=np.repeat([f"{item.task} {item.index}" for item, _ in found], n),
+        # By its text: a context of a user's with many questions makes several items.
+        context=np.repeat([f"{item.task} {item.context_sha256}" for item, _ in found], n),
         depth=every["depth"],
         exact=every["exact"],
         choice=every["choice"],

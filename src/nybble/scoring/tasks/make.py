@@ -64,14 +64,14 @@ def _item(
                 if tokens == length:
                     raise
                 tokens = min(length, 2 * tokens)
-        over = _around(queries, count)
+        over = around(queries, count)
         for _ in range(_TRIES):
             context, queries = make(length - over)
-            if count(context) + (more := _around(queries, count)) <= length:
+            if count(context) + (more := around(queries, count)) <= length:
                 return Item(task.name, length, index, context, tuple(queries))
             over = max(over + 1, more)
     except TooShort as error:
-        over = over or _around(make(8 * error.least)[1], count)
+        over = over or around(make(8 * error.least)[1], count)
         raise NybbleError(
             f"the length is too short for the task {task.name}",
             seen=f"{length:,} tokens",
@@ -81,6 +81,6 @@ def _item(
     raise NybbleError(f"no context of the task {task.name} fits", seen=f"{length:,} tokens")
 
 
-def _around(queries: Sequence[Query], count: Callable[[str], int]) -> int:
+def around(queries: Sequence[Query], count: Callable[[str], int]) -> int:
     """Most tokens that a question takes besides the context: itself, lead and answer."""
     return max(count(f"\n\n{q.text}\n\n{q.lead}") + q.most for q in queries)

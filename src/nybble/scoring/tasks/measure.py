@@ -24,7 +24,6 @@ from nybble.scoring.tasks import cells
 from nybble.scoring.tasks.backend import Backend, LlamaTasks, choose, wanted_settings
 from nybble.scoring.tasks.collect import OWN_WORDS, collect, conclusions
 from nybble.scoring.tasks.making import MadeItem, read
-from nybble.scoring.tasks.registry import TASKS
 from nybble.scoring.tasks.request import TaskRequest
 from nybble.scoring.tasks.run import TaskRunner
 
@@ -90,33 +89,52 @@ def make_items(
     Raises:
         NybbleError: no task fits any length, or the template cannot hold a question.
     """
-    names, lengths = request.names, request.measured.contexts
-    progress.begin("making tasks", len(names) * len(lengths))
+    places = request.places
+    progress.begin("making tasks", len(places))
     child, extra = backend.maker(model)
     items: list[MadeItem] = []
     errors: list[NybbleError] = []
     try:
-        for length in lengths:
-            for name in names:
-                header = {
-                    "op": "make", "task": name, "length": length, "items": request.documents,
-                    "queries": request.queries, "seed": request.measured.seed,
-                    "template": model.template, **extra,
-                }  # fmt: skip
-                try:
-                    items += read(child.request(header), name, length)
-                except NybbleError as error:
-                    if not child.alive:
-                        raise
-                    errors.append(error)
-                    seen = f" ({error.seen})" if error.seen else ""
-                    warnings.append(f"{name} at {length:,} tokens left out: {error.what}{seen}")
-                progress.advance(1)
+        for name, length in places:
+            header = {
+                "op": "make", "task": name, "length": length, "items": request.documents,
+                "queries": request.queries, "seed": request.measured.seed,
+                "template": model.template, **extra,
+            }  # fmt: skip
+            own = request.packed(name)
+            try:
+                made = read(child.request(header, own), name, length)
+                _all_there(made, request, name, length, warnings)
+                items += made
+            except NybbleError as error:
+                if not child.alive:
+                    raise
+                errors.append(error)
+                seen = f" ({error.seen})" if error.seen else ""
+                warnings.append(f"{name} at {length:,} tokens left out: {error.what}{seen}")
+            progress.advance(1)
     finally:
         child.close()
     if not items:
         raise errors[0]
     return items
+
+
+def _all_there(
+    made: Sequence[MadeItem], request: TaskRequest, name: str, length: int, warnings: list[str]
+) -> None:
+    """Say which of the user's contexts are too long.
+
+    Raises:
+        NybbleError: all of them are.
+    """
+    lost = request.n_items(name) - len(made)
+    if not made:
+        raise NybbleError("every context is too long", seen=f"{lost}, for {length:,} tokens",
+                          hint="a larger --context")  # fmt: skip
+    if lost > 0:
+        warnings.append(f"{name}: {lost} of {request.n_items(name)} contexts left out, longer than "
+                        f"{length:,} tokens; a larger --context takes them")  # fmt: skip
 
 
 def _default_folder(request: TaskRequest, model: PreparedModel) -> Path:
@@ -134,10 +152,12 @@ def _record(
     known = backend.versions()
     digest = hashlib.sha256("".join(i.asked.sha256() for i in items).encode()).hexdigest()
     notes = list(warnings)
-    if request.documents < MIN_DOCUMENTS:
+    fewest = min((c.n_items for c in found if c.n_items and not c.depth), default=MIN_DOCUMENTS)
+    if fewest < MIN_DOCUMENTS:
+        option = "--documents " if request.names else ""
         notes.append(
-            f"intervals resample contexts, and {request.documents} of a task at a length are too "
-            f"few for that: --documents {MIN_DOCUMENTS} or more"
+            f"intervals resample contexts, and {fewest} of a task at a length are too few for "
+            f"that: {option}{MIN_DOCUMENTS} or more"
         )
     notes += _weak(found)
     return TaskRun(
@@ -151,11 +171,12 @@ def _record(
             "reference": f"{reference} cache on the same weights",
             **backend.protocol,
             "tasks": [
-                {"name": n, "title": TASKS[n].title, "source": TASKS[n].source}
-                for n in dict.fromkeys(i.task for i in items)
+                {"name": task.name, "title": task.title, "source": task.source}
+                for task in map(request.task, dict.fromkeys(i.task for i in items))
             ],
+            **({"own": f"{own.name}, sha256 {own.sha256[:16]}"} if (own := request.file) else {}),
             "lengths": list(dict.fromkeys(i.length for i in items)),
-            "contexts_each": request.documents,
+            **({"contexts_each": request.documents} if request.names else {}),
             "queries_each": request.queries,
             "seed": measured.seed,
             "framing": "chat template" if model.template else "plain text",
@@ -229,17 +250,17 @@ def plan_tasks(request: TaskRequest) -> list[PlannedTask]:
     sizes = prep.cache_sizes(path, settings, measured.contexts, measured.timeout)
     n_params, speed = summarise(path).n_params, matrix_speed()
     found = []
-    for length in measured.contexts:
-        for name in request.names:
-            # A question costs some 30 tokens of its own, its options as much, its answer 32.
-            tokens = length + request.queries * 100
-            seconds = request.documents * len(settings) * tokens * 2 * n_params / speed
-            found.append(
-                PlannedTask(
-                    name, length, request.documents, request.queries, len(settings),
-                    _bytes(sizes, settings, length), seconds,
-                )
-            )  # fmt: skip
+    for name, length in request.places:
+        contexts, queries = request.n_items(name), request.n_queries(name)
+        # A question costs some 30 tokens of its own, its options as much, its answer 32.
+        tokens = length + queries * 100
+        seconds = contexts * len(settings) * tokens * 2 * n_params / speed
+        found.append(
+            PlannedTask(
+                name, length, contexts, queries, len(settings), _bytes(sizes, settings, length),
+                seconds,
+            )
+        )  # fmt: skip
     return found
 
 

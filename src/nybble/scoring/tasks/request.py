@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 from nybble.errors import NybbleError, unknown
 from nybble.scoring.request import MeasureRequest
+from nybble.scoring.tasks.base import Task
+from nybble.scoring.tasks.own import OwnFile, OwnTask, read_own
 from nybble.scoring.tasks.registry import TASKS
 
 DEFAULT_DOCUMENTS = 5  # contexts of a task at a length; fewer have no interval of their own
@@ -24,18 +28,59 @@ class TaskRequest:
             included), documents (contexts per task and length; DEFAULT_DOCUMENTS if None),
             weights, framing, engine, urls, device, calibration, out, fresh, threads, seed, timeout
             and command, as a measurement has them; the rest must be left at its defaults.
-        tasks: names; None for all.
+        tasks: names; None for all, or for those of `own` alone.
         queries: most questions of one context.
+        own: a file of questions of the user's, which are asked once, at the longest length.
+
+    Raises:
+        NybbleError: names the option, the value and the allowed values.
     """
 
     measured: MeasureRequest = field(default_factory=MeasureRequest)
     tasks: tuple[str, ...] | None = None
     queries: int = DEFAULT_QUERIES
+    own: Path | None = None
+
+    @cached_property
+    def file(self) -> OwnFile | None:
+        """The user's questions."""
+        return read_own(self.own, ("all", *TASKS)) if self.own else None
+
+    def task(self, name: str) -> Task | OwnTask:
+        """A task by its name."""
+        return TASKS[name] if name in TASKS or self.file is None else self.file.task(name)
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Every task that is asked at every length."""
+        lengths = self.measured.contexts
+        made = [(name, length) for length in lengths for name in self.names]
+        return made + [(name, max(lengths)) for name in (self.file.contexts if self.file else ())]
+
+    def packed(self, name: str) -> bytes:
+        """Contexts of one of the user's tasks, for the child that tokenizes; else nothing."""
+        if name in TASKS or self.file is None:
+            return b""
+        return self.file.pack(name, self.measured.documents)
+
+    def n_items(self, name: str) -> int:
+        """Contexts of a task at a length, where all of the user's fit."""
+        if name in TASKS or self.file is None:
+            return self.documents
+        return self.file.items(name, self.measured.documents, self.queries)
+
+    def n_queries(self, name: str) -> int:
+        """Most questions about one context of a task."""
+        if name in TASKS or self.file is None:
+            return self.queries
+        return min(self.queries, max(len(c.queries) for c in self.file.contexts[name]))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Tasks to run, in the registry's order where all are."""
-        return tuple(TASKS) if self.tasks is None else self.tasks
+        """Tasks of the registry to run, in its order where all are."""
+        if self.tasks is None:
+            return () if self.own else tuple(TASKS)
+        return self.tasks
 
     @property
     def documents(self) -> int:
@@ -51,7 +96,8 @@ class TaskRequest:
         for name in self.tasks or ():
             if name not in TASKS:
                 raise unknown("unknown task", name, ["all", *TASKS])
-        if self.tasks is not None and not self.tasks:
+        _ = self.file  # says now what is wrong with it
+        if self.tasks is not None and not self.tasks and self.own is None:
             raise NybbleError("no task named", allowed=["all", *TASKS], hint="--tasks all")
         if not 1 <= self.queries <= MOST_QUERIES:
             raise NybbleError("--queries is out of range", seen=self.queries,

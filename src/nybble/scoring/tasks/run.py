@@ -23,7 +23,6 @@ from nybble.scoring.tasks.asking import Answered
 from nybble.scoring.tasks.backend import Backend, Child
 from nybble.scoring.tasks.cells import CellNames, Rows
 from nybble.scoring.tasks.making import MadeItem
-from nybble.scoring.tasks.registry import TASKS
 from nybble.scoring.tasks.request import TaskRequest
 from nybble.scoring.worker import MAX_PARALLEL
 
@@ -51,6 +50,7 @@ class TaskRunner:
         backend: Backend,
     ) -> None:  # fmt: skip
         self._model, self._request, self._store = model, request.measured, store
+        self._task = request.task
         self._progress, self._backend = progress, backend
         self.settings = backend.settings(store.folder)
         self.reference = self.settings[0]
@@ -168,7 +168,7 @@ class TaskRunner:
             ids,
             on_event=lambda e: self._progress.advance(e.get("done", 0)),
         )
-        task = TASKS[item.task]
+        task = self._task(item.task)
         found = {
             setting: cells.make_rows(item, task, [_answered(a) for a in answers])
             for setting, answers in zip(settings, reply.header["answered"], strict=True)

@@ -48,7 +48,7 @@ class TorchTaskWorker(BaseWorker):
 
     def do_make(self, request: Frame) -> Frame:
         """Items of one task at one length, with the tokenizer of the folder named."""
-        return make(tokenizer(resolve(request.header["path"])), request.header)
+        return make(tokenizer(resolve(request.header["path"])), request.header, request.payload)
 
     def do_open(self, request: Frame) -> Frame:
         """Load the model; a folder's tokenizer too."""

@@ -32,7 +32,7 @@ class TaskWorker(Worker):
 
     def do_make(self, request: Frame) -> Frame:
         """Items of one task at one length, in texts and ids."""
-        return make(self._models[0], request.header)
+        return make(self._models[0], request.header, request.payload)
 
     def do_pieces(self, request: Frame) -> Frame:
         """What each token adds to a text, behind their lengths; and the ids that end an answer."""
