@@ -23,6 +23,21 @@ from nybble.serving.matrix import choice_lines, engine_line, notes
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+_OWN = """\
+`--tasks FILE.jsonl`, alone or beside names (`--tasks needle,mine.jsonl`), asks what a file holds, a
+JSON object a line:
+
+```json
+{"context": "...", "question": "...", "answer": "...", "wrong": ["...", "..."]}
+```
+
+`answers` are more right ones, `task` names a row of the report (lower case, `own` if it is left
+out), `lead` is how the answer begins ("The answer is"). Lines with one context are read once. Where
+`wrong` is left out, answers of other lines stand in. Contexts are asked at their own length, up to
+the longest `--context`; longer ones are left out and counted. `nybble rag eval --write-tasks
+FILE.jsonl` makes such a file of your documents ([rag.md](rag.md))."""
+
+
 def pages() -> dict[str, str]:
     """File name under docs/ -> text, for every generated page."""
     found: dict[str, str] = {}
@@ -61,6 +76,7 @@ def pages() -> dict[str, str]:
         "|---|---|---|",
     ]
     lines += [f"| {t.name} | {t.title} | {t.source} |" for t in TASKS.values()]
+    lines += ["", "## Your own", "", _OWN]
     found["tasks.md"] = "\n".join(lines) + "\n"
     return found
 

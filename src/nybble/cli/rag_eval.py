@@ -31,6 +31,7 @@ Examples:
   nybble rag eval --model model.gguf                   and answers at f16, q8_0 and q4_0
   nybble rag eval --model model.gguf --hardened hard.gguf --generate 200
   nybble rag eval --questions ours.jsonl --model model.gguf --kv f16/f16,bf16/bf16,q4_0/q4_0
+  nybble rag eval --write-tasks ours.jsonl             for nybble measure --tasks ours.jsonl
   nybble rag eval --url f16/f16=http://127.0.0.1:8000 --url fp8_e4m3/fp8_e4m3=http://127.0.0.1:8001
 
 \b
@@ -73,6 +74,9 @@ A line of --questions:
               help="Of silence after which a server counts as gone.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Of generated questions and of the bootstrap.")  # fmt: skip
+@click.option("--write-tasks", "tasks", type=_PATH, metavar="FILE.jsonl",
+              help="Write the questions with their sources and wrong options for nybble measure "
+              "--tasks, and ask nothing.")  # fmt: skip
 @click.option("--out", type=_PATH, metavar="FOLDER",
               help="Run folder.  [default: one in ./nybble-results]")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Ask again what has been answered already.")
@@ -84,6 +88,7 @@ def eval(
     place: Path,
     questions: Path | None,
     count: int | None,
+    tasks: Path | None,
     out: Path | None,
     form: str | None,
     quiet: bool,
@@ -98,8 +103,10 @@ def eval(
     """
     from nybble.results.store import check_folder
 
+    _check(options | {"tasks": tasks})
+    if tasks is not None:
+        return _write_tasks(place, questions, count, tasks, quiet, options)
     check_folder(out or _RESULTS)
-    _check(options)
     try:
         run, report = _run(place, questions, count, out, quiet, options)
     except KeyboardInterrupt:
@@ -137,11 +144,39 @@ def _run(
         return run, _write(run, folder)
 
 
+def _write_tasks(
+    place: Path, questions: Path | None, count: int | None, path: Path, quiet: bool,
+    options: dict[str, Any],
+) -> int:  # fmt: skip
+    from nybble.rag.index import open_index
+    from nybble.rag.task_file import write_tasks
+    from nybble.scoring.tasks.own import SUFFIX
+
+    if path.suffix != SUFFIX:
+        raise NybbleError("tasks are written into a file of JSON lines", seen=path,
+                          hint=f"--write-tasks {path.with_suffix(SUFFIX)}")  # fmt: skip
+    with (
+        console.BarProgress(quiet) as progress,
+        open_index(place, **{n: options[n] for n in ("embedding", "embedding_model")}) as index,
+    ):
+        asked, _ = _questions(index, questions, count, options["seed"])
+        done = write_tasks(index, asked, options["k"], options["mode"], options["seed"], path,
+                           progress)  # fmt: skip
+    click.echo(f"{done.asked} questions in {path}; left out: {done.unfound} whose sources were not "
+               f"found, {done.unanswered} without an answer or wrong options\n"
+               f"next: nybble measure MODEL --tasks {path} --context 4096")  # fmt: skip
+    return 0
+
+
 def _check(options: dict[str, Any]) -> None:
     """Options out of range or that contradict each other, before anything is loaded."""
     from nybble.rag.answers import Options
 
     Options(**{n: options[n] for n in ("k", "mode", "context", "answer_tokens", "timeout")})
+    if options["tasks"] is not None and (options["urls"] or options["model"] is not None):
+        raise NybbleError("tasks are asked by nybble measure",
+                          seen="--model or --url with --write-tasks",
+                          hint="leave them out")  # fmt: skip
     if options["urls"]:
         named = {"--model": options["model"], "--hardened": options["hardened"],
                  "--kv": options["kv"]}  # fmt: skip

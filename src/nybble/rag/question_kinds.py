@@ -127,23 +127,31 @@ def keywords(words: CorpusWords, at: int, rng: random.Random) -> Made | None:
     return Made(" ".join(typed), "", tuple(also))
 
 
-def _things(sentence: str, words: CorpusWords) -> list[tuple[str, str]]:
-    """Specific things of a sentence, (kind, text), each once in it and in few passages."""
+def things_in(text: str) -> list[tuple[str, str]]:
+    """Specific things that a text names, (kind, thing), each once."""
     found: list[tuple[str, str]] = []
     for kind, pattern in _THINGS:
-        for match in pattern.finditer(sentence):
+        for match in pattern.finditer(text):
             raw = next(g for g in match.groups() if g)
             thing = raw.strip(" .,;:")
             parts = pieces(thing)
-            once = sentence.lower().count(thing.lower()) == 1
-            if len(thing) < 2 or not parts or not once or any(thing == t for _, t in found):
+            if len(thing) < 2 or not parts or any(thing == t for _, t in found):
                 continue
             if raw != raw.strip() or thing[0] in ")]}/" or thing.count("(") != thing.count(")"):
                 continue  # what is between two quotations
-            if set(parts) <= STOP or len(words.holding(parts)) > _HELD:
-                continue
-            found.append((kind, thing))
+            if not set(parts) <= STOP:
+                found.append((kind, thing))
     return found
+
+
+def _things(sentence: str, words: CorpusWords) -> list[tuple[str, str]]:
+    """Those of a sentence that are once in it and in few passages."""
+    low = sentence.lower()
+    return [
+        (kind, thing)
+        for kind, thing in things_in(sentence)
+        if low.count(thing.lower()) == 1 and len(words.holding(pieces(thing))) <= _HELD
+    ]
 
 
 def _blanked(
