@@ -86,6 +86,33 @@ def test_the_file_outlives_the_slot_and_the_last_question_is_known(
     assert again.sources == first.sources and again.text == first.text
 
 
+def test_how_far_the_sources_are_read_is_told(server: Server, index: SmallIndex) -> None:
+    told: list[Event] = []
+    ask(index, "When is high water?", server, OVER, told.append)
+    read = [e for e in told if e.kind == "reading"]
+    assert all(0 <= e.done <= e.total for e in read) and read[-1].done == read[-1].total > 0
+    kinds = [e.kind for e in told if e.kind != "note"]
+    assert kinds.index("sources") < kinds.index("reading") < kinds.index("text")
+
+
+def test_who_hangs_up_while_the_sources_are_read_leaves_the_server_free(
+    server: Server, index: SmallIndex
+) -> None:
+    class Gone(Exception):
+        pass
+
+    def leave(event: Event) -> None:
+        if event.kind == "reading":
+            raise Gone
+
+    for options in (OVER, replace(OVER, prefix=False)):
+        with pytest.raises(Gone):
+            ask(index, "When is high water?", server, options, leave)
+        assert files(server) == []
+    after = ask(index, "When is high water?", server, OVER)
+    assert after.prefix is not None and after.prefix.state == "made"
+
+
 def test_a_changed_document_is_computed_anew_and_its_file_removed(
     server: Server, index: SmallIndex
 ) -> None:

@@ -16,6 +16,7 @@ from nybble.rag.build import IndexOptions, build
 from nybble.rag.embed import registry
 from nybble.rag.fuse import K, fuse
 from nybble.rag.index import Index, open_index
+from nybble.rag.lexical import Lexical
 from nybble.rag.store import Store
 
 
@@ -114,6 +115,24 @@ def test_searched_by_threads_while_it_changes(folder: Path) -> None:
         assert [a.result() for a in asked] == [f"Note {n % 20 + 10}" for n in range(60)]
         assert index.search("New 3 kind", mode="lexical")[0].passage.title == "New 3"
         assert len(list((folder / ".nybble-rag").glob("lexical-*"))) == 1
+
+
+def test_a_word_index_that_is_replaced_while_it_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def late(place: Path, name: str) -> Lexical:
+        if not opened:  # its name is read; an update ends before it is opened
+            (folder / "late.md").write_text("# Late\n\nAn option_99 of the last moment.\n")
+            indexed(folder)
+        opened.append(name)
+        return Lexical(place, name)
+
+    monkeypatch.setattr("nybble.rag.index.Lexical", late)
+    with open_index(folder / ".nybble-rag") as index:
+        assert index.search("option_99", mode="lexical")[0].passage.title == "Late"
+    assert len(set(opened)) == 2
 
 
 def test_a_word_index_behind_the_documents(folder: Path, index: Index) -> None:

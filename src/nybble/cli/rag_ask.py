@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nybble.rag.answers import CutOffError, Event, Options, Server
 
 _PATH = click.Path(path_type=Path)
+_WIDE = 30  # characters of the line that tells how much is read
 _KEYS = ("NYBBLE_API_KEY", "OPENAI_API_KEY")
 _EXAMPLES = """\b
 Examples:
@@ -111,7 +112,7 @@ class _Shown:
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self._json, self._quiet = as_json, quiet
         self._err = console.err()
-        self._streamed = False
+        self._streamed = self._reading = False
 
     def tell(self, text: str) -> None:
         """A line of progress."""
@@ -120,6 +121,10 @@ class _Shown:
 
     def event(self, event: Event) -> None:
         """Show what happens."""
+        if event.kind == "reading":
+            self._read(event.done / event.total)
+            return
+        self._read(None)
         if event.kind == "text" and not self._json:
             click.echo(printable(event.text), nl=False)
             self._streamed = True
@@ -131,6 +136,14 @@ class _Shown:
         elif event.kind == "done":
             self.end()
             self._done(event)
+
+    def _read(self, share: float | None) -> None:
+        """How much of the prompt is read, in a line that is overwritten; None clears it."""
+        if self._quiet or not self._err.is_terminal or share is None and not self._reading:
+            return
+        self._reading = share is not None
+        text = "" if share is None else f"reading the sources: {share:.0%}"
+        self._err.print(text.ljust(_WIDE), end="\r", highlight=False)
 
     def end(self) -> None:
         """End the line of a streamed answer, also of one that was cut off."""

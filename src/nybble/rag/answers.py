@@ -297,16 +297,21 @@ class Event:
     """Something that happened while an answer is made.
 
     Attributes:
-        kind: "note" and "text" carry `text`; "sources" carries `packed`; "done" carries `answer`.
+        kind: "note" and "text" carry `text`; "sources" carries `packed`; "reading" carries `done`
+            and `total`; "done" carries `answer`.
         text: words of a note, or the next piece of the answer.
         packed: the sources and how many fitted.
         answer: the whole of it, last.
+        done: tokens of the prompt that the server has read.
+        total: tokens of the prompt.
     """
 
-    kind: Literal["note", "sources", "text", "done"]
+    kind: Literal["note", "sources", "reading", "text", "done"]
     text: str = ""
     packed: Packed | None = None
     answer: Answer | None = None
+    done: int = 0
+    total: int = 0
 
 
 class CutOffError(NybbleError):

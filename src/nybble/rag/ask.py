@@ -65,6 +65,12 @@ class _Asked:
         self.notes.append(text)
         self.on_event(Event("note", text))
 
+    def text(self, piece: str) -> None:
+        self.on_event(Event("text", piece))
+
+    def read(self, done: int, total: int) -> None:
+        self.on_event(Event("reading", done=done, total=total))
+
 
 def ask(
     index: Searched,
@@ -149,7 +155,7 @@ def _answered(
             asked.note(f"{packed.told()}; the others do not fit into a context of "
                        f"{answering.context:,}")  # fmt: skip
         try:
-            return packed, answering.answer(made, options, _text(asked)), seconds
+            return packed, answering.answer(made, options, asked), seconds
         except TooLongError as error:
             if last:
                 raise
@@ -160,10 +166,6 @@ def _answered(
             asked.note(f"the server says that this exceeds its context: {max(0, less):,} tokens "
                        f"of sources are packed instead of {packed.tokens:,}")  # fmt: skip
     raise AssertionError
-
-
-def _text(asked: _Asked) -> Callable[[str], None]:
-    return lambda piece: asked.on_event(Event("text", piece))
 
 
 def _reserved(answering: Answering, asked: _Asked) -> Options:

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from nybble.errors import EngineError, NybbleError
 from nybble.rag.answers import CutOffError, Options, PrefixUse, Usage
@@ -51,6 +52,16 @@ class Reply:
     generate: float
     prefix: PrefixUse | None = None
     notes: tuple[str, ...] = ()
+
+
+class Hearer(Protocol):
+    """Who is told while an answer is made; what it raises ends the answer."""
+
+    def text(self, piece: str) -> None:
+        """The next piece of it."""
+
+    def read(self, done: int, total: int) -> None:
+        """So many of the prompt's tokens are in the cache; not every server tells."""
 
 
 class Stream:
@@ -122,13 +133,13 @@ class Answering(ABC):
         """
 
     @abstractmethod
-    def answer(self, prompt: Prompt, options: Options, tell: Callable[[str], None]) -> Reply:
+    def answer(self, prompt: Prompt, options: Options, hearer: Hearer) -> Reply:
         """Have it answer.
 
         Args:
             prompt: question and sources.
             options: how to ask.
-            tell: called with every piece of the answer.
+            hearer: told of every piece of the answer.
 
         Raises:
             TooLongError: it does not fit into the context.

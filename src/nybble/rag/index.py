@@ -17,10 +17,10 @@ from typing import Any
 
 from nybble.errors import NybbleError
 from nybble.loopback import loopback_url
-from nybble.rag.embed.base import Embedder
+from nybble.rag.embed.base import Embedder, Vectors
 from nybble.rag.embed.registry import embedder, is_address
 from nybble.rag.fuse import fuse
-from nybble.rag.lexical import Lexical
+from nybble.rag.lexical import DamagedWordsError, Lexical
 from nybble.rag.passages import Hit, Passage
 from nybble.rag.store import Store
 
@@ -169,6 +169,15 @@ class Index:
             )
         depth = max(DEPTH, 2 * k)
         vector = self._embedder.query(query) if mode != "lexical" else None
+        while True:
+            try:
+                return self._ranked(query, vector, depth, mode)[:k]
+            except DamagedWordsError as error:
+                # An update that ends between the reading of its name and its opening removes it.
+                if self._store().meta().get("lexical") == error.name:
+                    raise
+
+    def _ranked(self, query: str, vector: Vectors | None, depth: int, mode: str) -> list[Hit]:
         store = self._store()
         with store.snapshot():
             meta = store.meta()
@@ -179,12 +188,11 @@ class Index:
                 lexical = found.nearest(query, depth)
             ranked = fuse(dense, lexical, weights=WEIGHTS)
             passages = store.passages([f.id for f in ranked])
-        hits = [
+        return [
             Hit(passages[f.id], f.score, f.dense_rank, f.lexical_rank)
             for f in ranked
             if f.id in passages  # the word index may know what is deleted
         ]
-        return hits[:k]
 
     def passages(self, ids: Sequence[int]) -> list[Passage]:
         """The passages with these ids, in their order; those that are gone are left out."""

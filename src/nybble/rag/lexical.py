@@ -66,6 +66,19 @@ def remove_others(folder: Path, keep: str) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
+class DamagedWordsError(NybbleError):
+    """A word index that cannot be read, or is there no longer.
+
+    Args:
+        place: its folder.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.name = place.name
+        super().__init__("the word index is damaged", seen=place,
+                         hint="delete this folder, then nybble rag index DIR")  # fmt: skip
+
+
 class Lexical:
     """A word index, read.
 
@@ -74,7 +87,7 @@ class Lexical:
         name: of the word index in it.
 
     Raises:
-        NybbleError: it is damaged.
+        DamagedWordsError: it cannot be read.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -91,11 +104,7 @@ class Lexical:
                 self._index = bm25s.BM25.load(place, mmap=True, load_vocab=False,
                                               load_corpus=False, allow_pickle=False)  # fmt: skip
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise NybbleError(
-                "the word index is damaged",
-                seen=place,
-                hint="delete this folder, then nybble rag index DIR",
-            ) from error
+            raise DamagedWordsError(place) from error
 
     def nearest(self, query: str, k: int) -> list[int]:
         """Ids of the passages with the highest BM25 scores above 0, best first."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ from nybble.engines.llamacpp.server import plain_template
 from nybble.engines.server.http import check_url
 from nybble.errors import EngineError, NybbleError
 from nybble.rag.answers import CutOffError, Options, PrefixUse, Server, Usage
-from nybble.rag.client import CONNECT, Answering, Reply, Stream, gone, refusal
+from nybble.rag.client import CONNECT, Answering, Hearer, Reply, Stream, gone, refusal
 from nybble.rag.prefix import PrefixStore
 from nybble.rag.prefix_use import Kept, keep
 from nybble.rag.prompt import STOPS, Prompt
@@ -110,27 +110,22 @@ class LlamaCppAnswers(Answering):
             raise EngineError("the server does not tokenize", seen=str(found)[:200])
         return ids
 
-    def answer(self, prompt: Prompt, options: Options, tell: Callable[[str], None]) -> Reply:
+    def answer(self, prompt: Prompt, options: Options, hearer: Hearer) -> Reply:
         """Through /completion, after the context was read from its file or computed."""
         context = self.tokens(self._head + prompt.lead, special=True, begins=True)
         context += self.tokens(prompt.sources)
         question = self.tokens(prompt.question) + self.tokens(self._tail, special=True)
-        stream = Stream(tell)
+        stream = Stream(hearer.text)
         self._fits(len(context) + len(question) + 1)
-        kept = self._kept(context, options)
+        kept = self._kept(context, options, hearer)
         ids = context + question
         body = {
             # Without a prefix nothing of an earlier question plays a part, not even its rounding.
             "prompt": ids, "n_predict": options.answer_tokens, "cache_prompt": options.prefix,
-            "temperature": options.temperature, "seed": options.seed, "stream": True,
+            "temperature": options.temperature, "seed": options.seed,
             "id_slot": _SLOT, "stop": list(STOPS) if prompt.plain else [],
         }  # fmt: skip
-        last: dict[str, Any] = {}
-        # Closed also where a reader stops it: the server ends when nobody listens.
-        with closing(self._events("/completion", body, stream)) as events:
-            for event in events:
-                stream.add(str(event.get("content") or ""))
-                last = event
+        last = self._complete(body, stream, hearer)
         if not last.get("stop"):
             raise CutOffError("the server ended its answer without an end", stream.text,
                               seen=self.base, hint="look at its log, and ask again")  # fmt: skip
@@ -142,11 +137,11 @@ class LlamaCppAnswers(Answering):
         return Reply(stream.text, _FINISH.get(why, why), usage, stream.first, stream.generate, use,
                      (*kept.notes, *notes))  # fmt: skip
 
-    def compute(self, ids: list[int]) -> tuple[float, int]:
+    def compute(self, ids: list[int], hearer: Hearer) -> tuple[float, int]:
         """Put the cells of these tokens into the slot: seconds, tokens that it had already."""
         begun = time.monotonic()
-        found = self.post("/completion", {"prompt": ids, "n_predict": 0, "cache_prompt": True,
-                                          "id_slot": _SLOT})  # fmt: skip
+        body = {"prompt": ids, "n_predict": 0, "cache_prompt": True, "id_slot": _SLOT}
+        found = self._complete(body, Stream(lambda _: None), hearer)
         had = (found.get("timings") or {}).get("cache_n")
         return time.monotonic() - begun, had if isinstance(had, int) else 0
 
@@ -180,14 +175,28 @@ class LlamaCppAnswers(Answering):
             raise EngineError("the server's answer is no JSON", seen=answer.text[:200])
         return found
 
-    def _kept(self, context: list[int], options: Options) -> Kept:
+    def _complete(self, body: dict[str, Any], stream: Stream, hearer: Hearer) -> dict[str, Any]:
+        """The last event of a completion, which has its timings; {} where none came."""
+        last: dict[str, Any] = {}
+        asked = {**body, "stream": True, "return_progress": True}
+        # Closed also where a reader stops it: the server ends when nobody listens.
+        with closing(self._events("/completion", asked, stream)) as events:
+            for event in events:
+                done, total = _progress(event)
+                if total:
+                    hearer.read(done, total)
+                stream.add(str(event.get("content") or ""))
+                last = event
+        return last
+
+    def _kept(self, context: list[int], options: Options, hearer: Hearer) -> Kept:
         if not options.prefix:
             return Kept(PrefixUse("off", len(context), why="it was not asked for"))
         if self._server.slots is None:
             return Kept(PrefixUse("off", len(context), why="the server saves no slots here "
                                   "(nybble serve --slots FOLDER)"))  # fmt: skip
         store = PrefixStore(self._server.slots, options.keep_prefixes)
-        return keep(store, self, self._server, context, "|".join(options.over))
+        return keep(store, self, self._server, context, "|".join(options.over), hearer)
 
     def _fits(self, tokens: int) -> None:
         """Refuse before the server does: it would only do so after a prefix was computed."""
@@ -212,7 +221,12 @@ class LlamaCppAnswers(Answering):
     def _events(
         self, path: str, body: dict[str, Any], stream: Stream
     ) -> Generator[dict[str, Any], None, None]:
-        with self._broken(stream), self._http.stream("POST", path, json=body) as answer:
+        # llama.cpp's server may close a connection behind a stream: the next request has its own.
+        last = {"Connection": "close"}
+        with (
+            self._broken(stream),
+            self._http.stream("POST", path, json=body, headers=last) as answer,
+        ):
             if answer.status_code != 200:
                 answer.read()
                 raise _refused(answer.status_code, answer.text, self.base)
@@ -272,6 +286,15 @@ def _reused(
         f"the server computed {computed or 0:,} tokens, though a cache was there: another client "
         "used its slot, or this model cannot go on from a file",
     )
+
+
+def _progress(event: dict[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt that are done, and all of them; 0 and 0 where nothing is told."""
+    told = event.get("prompt_progress")
+    if not isinstance(told, dict):
+        return 0, 0
+    done, total = told.get("processed"), told.get("total")
+    return (done, total) if isinstance(done, int) and isinstance(total, int) else (0, 0)
 
 
 def _event(data: str) -> dict[str, Any]:

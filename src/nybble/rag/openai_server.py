@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import httpx
 from nybble.engines.server.http import check_url
 from nybble.errors import EngineError, MissingExtraError, NybbleError
 from nybble.rag.answers import CutOffError, Options, Server, Usage
-from nybble.rag.client import CONNECT, LONGEST, Answering, Reply, Stream, gone, refusal
+from nybble.rag.client import CONNECT, LONGEST, Answering, Hearer, Reply, Stream, gone, refusal
 from nybble.rag.packages import INSTALL
 from nybble.rag.prompt import STOPS, Prompt, defused
 
@@ -81,11 +81,11 @@ class OpenAIServer(Answering):
         """A generous guess: templates add 5 to 40 tokens."""
         return 64
 
-    def answer(self, prompt: Prompt, options: Options, tell: Callable[[str], None]) -> Reply:
+    def answer(self, prompt: Prompt, options: Options, hearer: Hearer) -> Reply:
         """Through /v1/chat/completions, or /v1/completions for a base model."""
         sources, spaced = defused(prompt.sources)
         text = prompt.lead + sources + prompt.question
-        stream = Stream(tell)
+        stream = Stream(hearer.text)
         finish, usage = "", Usage()
         try:
             chunks = self._chunks(text, prompt.plain, options)

@@ -14,6 +14,7 @@ from nybble.environment import cache_dir
 from nybble.errors import EngineError
 from nybble.models.content_hash import file_sha256
 from nybble.rag.answers import PrefixUse, Server
+from nybble.rag.client import Hearer
 from nybble.rag.prefix import PrefixKey, PrefixRecord, PrefixStore, tokens_digest
 
 _FEW = 0.1  # share of a context that may have been there, for its time to count as a prefill's
@@ -35,7 +36,7 @@ class Slots(Protocol):
     def weights(self) -> str:
         """Path of its model."""
 
-    def compute(self, ids: list[int]) -> tuple[float, int]:
+    def compute(self, ids: list[int], hearer: Hearer) -> tuple[float, int]:
         """Put cells of these tokens into the slot; seconds, tokens that were there already."""
 
     def save(self, name: str) -> None:
@@ -54,7 +55,8 @@ class Kept:
 
 
 def keep(
-    store: PrefixStore, slots: Slots, server: Server, ids: Sequence[int], scope: str
+    store: PrefixStore, slots: Slots, server: Server, ids: Sequence[int], scope: str,
+    hearer: Hearer,
 ) -> Kept:  # fmt: skip
     """Have the context's cache in the server's slot: from its file, else computed and saved.
 
@@ -64,6 +66,7 @@ def keep(
         server: where it is, with the model's file and the KV setting.
         ids: tokens of the context.
         scope: documents that it is asked over; "" for none in particular.
+        hearer: told how far it is computed.
 
     Raises:
         TooLongError: the context does not fit.
@@ -85,7 +88,7 @@ def keep(
             return Kept(PrefixUse("read", len(ids), 0, time.monotonic() - begun, record.prefill,
                                   record.file_bytes, record.cache_bytes))  # fmt: skip
         why = f"the server refused the file that was kept ({refused})"
-    return _made(store, slots, key, list(ids), scope, why)
+    return _made(store, slots, key, list(ids), scope, why, hearer)
 
 
 def _restored(store: PrefixStore, slots: Slots, record: PrefixRecord) -> str:
@@ -103,9 +106,10 @@ def _restored(store: PrefixStore, slots: Slots, record: PrefixRecord) -> str:
 
 
 def _made(
-    store: PrefixStore, slots: Slots, key: PrefixKey, ids: list[int], scope: str, why: str
+    store: PrefixStore, slots: Slots, key: PrefixKey, ids: list[int], scope: str, why: str,
+    hearer: Hearer,
 ) -> Kept:  # fmt: skip
-    seconds, had = slots.compute(ids)
+    seconds, had = slots.compute(ids, hearer)
     prefill = seconds if had < _FEW * len(ids) else None
     part = f"{secrets.token_hex(8)}.part"
     try:

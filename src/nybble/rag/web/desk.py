@@ -105,6 +105,8 @@ class Desk:
                 turn.tell(_sources(event.packed))
             elif event.kind in ("text", "note"):
                 turn.tell({"kind": event.kind, "text": event.text})
+            elif event.kind == "reading":  # also finds out whether the asker is still there
+                turn.tell({"kind": event.kind, "done": event.done, "total": event.total})
 
         answer = self._ask(self._index, asked.question, self._server, options, tell)
         turn.tell({"kind": "done", "answer": _answer(answer)})

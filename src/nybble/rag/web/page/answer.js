@@ -104,6 +104,9 @@ export class Turn {
     if (event.kind === "queued") this.say(`waits: ${plural(event.ahead, "question")} before it`);
     if (event.kind === "begun") this.say("looks for passages");
     if (event.kind === "sources") this.found(event);
+    if (event.kind === "reading") {
+      this.say(`reads the sources: ${Math.round(100 * event.done / event.total)} %`);
+    }
     if (event.kind === "text") {
       this.say("");
       this.writer.add(event.text);
