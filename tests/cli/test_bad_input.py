@@ -160,7 +160,7 @@ class TestSetting:
             ("--timeout inf", ["--timeout", "inf"]),
             ("--fail-over -1", ["--fail-over", "0 or more"]),
             ("--fail-over nan", ["--fail-over", "nan"]),
-            ("--rotation maybe", ["--rotation", "maybe", "on, off or on,off"]),
+            ("--rotation maybe", ["rotation", "maybe", "on, off or on,off"]),
             ("--via sideways", ["--via", "sideways", "prefill, decode"]),
             ("--weights f8", ["--weights", "f8", "f16, f32, as-shipped"]),
             ("--framing none", ["--framing", "none", "auto, template, raw"]),
