@@ -59,9 +59,49 @@ def retrieval() -> str:
     return table(head, lines) + f"\n\n{told}"
 
 
+def answers() -> str:
+    """What became of the answers at each KV setting."""
+    found = read("rag_answers")
+    head = ["model", "KV type", "answered rightly", "lost", "gained", "p", "answer NLL, nats"]
+    lines = []
+    for name, model in found["models"].items():
+        for row in model["rows"]:
+            change = row["answer_nll"]
+            paired = row["role"] != "reference"
+            lines.append([
+                name, row["setting"], share(row["choice"]),
+                *((str(row["lost"]), str(row["gained"])) if paired else ("–", "–")),
+                f"{row['p']:.2g}" if row["p"] is not None else "–",
+                "–" if change is None else interval(change),
+            ])  # fmt: skip
+    made = found["questions"]
+    told = (
+        f"{made['asked']} questions about the documents below, over the {found['passages']} "
+        f"passages that the hybrid finds; {made['unfound']} whose source was not among them are "
+        "left out. One of four by chance. `bench/rag_answers.py`."
+    )
+    return table(head, lines) + f"\n\n{told}"
+
+
+def share(estimate: dict[str, Any]) -> str:
+    """A share with its interval."""
+    ends = [estimate["low"], estimate["high"]]
+    return f"{estimate['value']:.0%}" + (
+        f" [{ends[0]:.0%}, {ends[1]:.0%}]" if None not in ends else ""
+    )
+
+
+def interval(estimate: dict[str, Any]) -> str:
+    """A difference with its interval."""
+    ends = [estimate["low"], estimate["high"]]
+    text = f"{estimate['value']:+.3f}"
+    return text + (f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if None not in ends else "")
+
+
 def main() -> None:
     """Write every table."""
     put(PAGE, "prefix", prefix())
+    put(PAGE, "answers", answers())
     put(PAGE, "retrieval", retrieval())
 
 

@@ -45,7 +45,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     [
         ("{bad", "not a line of JSON"),
         ("[1]", "not a question"),
-        ({**GOOD, "anwser": "x"}, "unknown field of a question"),
+        ({**GOOD, "anwser": "x"}, "unknown field of a question; did you mean answer?"),
         ({"question": "q", "source": "notes.md"}, "a question without an answer"),
         ({**GOOD, "answers": "x"}, "answers is not a list"),
         ({**GOOD, "answers": [""]}, "answer is not a text"),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nybble.errors import NybbleError
+from nybble.jsonl import JsonLines
 from nybble.rag.questions import Question
 
 _LINE = '{"question": "...", "answer": "...", "source": "notes.md#Heading"}'
-_KEYS = ("question", "answer", "answers", "source")
-_MOST_BYTES = 64 * 2**20  # a larger file is no list of questions
+_FILE = JsonLines("question", ("question", "answer", "answers", "source"), _LINE, 64 << 20)
 _MOST_TEXT = 20_000  # characters of a question; a longer one would fill the context
 
 
@@ -31,22 +30,7 @@ def read_questions(path: Path, documents: Mapping[str, str]) -> list[Question]:
     Raises:
         NybbleError: the file cannot be read, has no question, or a line is not one; says which.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise NybbleError("cannot read the questions", seen=f"{path}: {error.strerror or error}",
-                          hint=f"a file with lines {_LINE}") from error  # fmt: skip
-    if len(raw) > _MOST_BYTES:
-        raise NybbleError("the file is too large for a list of questions", seen=path,
-                          allowed=f"up to {_MOST_BYTES // 2**20} MiB")  # fmt: skip
-    found = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        if line.strip():
-            found.append(_question(line, f"{path.name}, line {number}", documents))
-    if not found:
-        raise NybbleError("the file has no question", seen=path, hint=f"lines {_LINE}")
-    return found
+    return [_question(line, where, documents) for where, line in _FILE.read(path)[0]]
 
 
 def digest(path: Path) -> str:
@@ -54,18 +38,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _question(line: bytes, where: str, documents: Mapping[str, str]) -> Question:
-    try:
-        data = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise NybbleError("not a line of JSON", seen=f"{where}: {error}",
-                          allowed="one object a line, UTF-8", hint=_LINE) from error  # fmt: skip
-    if not isinstance(data, dict):
-        raise NybbleError("not a question", seen=f"{where}: {type(data).__name__}",
-                          allowed="an object", hint=_LINE)  # fmt: skip
-    if unknown := sorted(set(data) - set(_KEYS)):
-        raise NybbleError("unknown field of a question", seen=f"{where}: {', '.join(unknown)}",
-                          allowed=_KEYS, hint=_LINE)  # fmt: skip
+def _question(data: dict[str, Any], where: str, documents: Mapping[str, str]) -> Question:
     text = _text(data, "question", where)
     answers = [_text(data, "answer", where)] if "answer" in data else []
     answers += _more(data, where)

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nybble.errors import NybbleError, unknown
+from nybble.errors import NybbleError
+from nybble.jsonl import JsonLines
 from nybble.scoring.tasks.answers import names_first
 from nybble.scoring.tasks.base import Item, Query
 from nybble.scoring.tasks.make import around
@@ -27,9 +28,11 @@ SUFFIX = ".jsonl"
 DEFAULT_TASK = "own"
 LEAD = "The answer is"
 UNKNOWN = -1.0  # depth of an answer that the context does not have word by word
-_KEYS = ("task", "context", "question", "answer", "answers", "wrong", "lead")
 _LINE = '{"context": "...", "question": "...", "answer": "...", "wrong": ["...", "..."]}'
-_MOST_BYTES = 512 << 20
+_FILE = JsonLines(
+    "question", ("task", "context", "question", "answer", "answers", "wrong", "lead"), _LINE,
+    512 << 20,
+)  # fmt: skip
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _STAND_INS = 3  # wrong options that other lines lend
 _MOST_WRONG = 32
@@ -112,27 +115,15 @@ def read_own(path: Path, taken: Sequence[str]) -> OwnFile:
     Raises:
         NybbleError: unreadable, no question, or a line that is none; says which.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise NybbleError("cannot read the questions", seen=f"{path}: {error.strerror or error}",
-                          hint=f"a file with lines {_LINE}") from error  # fmt: skip
-    if len(data) > _MOST_BYTES:
-        raise NybbleError("the file is too large for questions", seen=path,
-                          allowed=f"up to {_MOST_BYTES >> 20} MiB")  # fmt: skip
-    lines = [
-        _read(line, f"{path.name}, line {number}", taken)
-        for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
-        if line.strip()
-    ]
-    if not lines:
-        raise NybbleError("the file has no question", seen=path, hint=f"lines {_LINE}")
+    read, data = _FILE.read(path)
+    lines = [_read(line, where, taken) for where, line in read]
+    others: dict[str, list[str]] = {}
+    for line in lines:
+        others.setdefault(line.task, []).append(line.answers[0])
     found: dict[str, dict[str, list[Query]]] = {}
     for line in lines:
-        others = [o.answers[0] for o in lines if o.task == line.task]
         asked = found.setdefault(line.task, {}).setdefault(line.context, [])
-        asked.append(line.query(others))
+        asked.append(line.query(others[line.task]))
     contexts = {
         task: tuple(Context(text, tuple(queries)) for text, queries in by_text.items())
         for task, by_text in found.items()
@@ -202,19 +193,7 @@ class _Line:
         return tuple(chance.sample(known, min(_STAND_INS, len(known))))
 
 
-def _read(line: bytes, where: str, taken: Sequence[str]) -> _Line:
-    try:
-        data = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise NybbleError("not a line of JSON", seen=f"{where}: {error}",
-                          allowed="one object a line, UTF-8", hint=_LINE) from error  # fmt: skip
-    if not isinstance(data, dict):
-        raise NybbleError("not a question", seen=f"{where}: {type(data).__name__}",
-                          allowed="an object", hint=_LINE)  # fmt: skip
-    for key in data:
-        if key not in _KEYS:
-            raise unknown("unknown field of a question", key, _KEYS, seen=f"{where}: {key}",
-                          hint=_LINE)  # fmt: skip
+def _read(data: dict[str, Any], where: str, taken: Sequence[str]) -> _Line:
     task = data.get("task", DEFAULT_TASK)
     if not isinstance(task, str) or not _NAME.fullmatch(task) or task in taken:
         raise NybbleError("task is not a name for a task of your own", seen=f"{where}: {task!r}",
@@ -223,20 +202,20 @@ def _read(line: bytes, where: str, taken: Sequence[str]) -> _Line:
     answers = ([data["answer"]] if "answer" in data else []) + _list(data, "answers", where)
     if not answers:
         raise NybbleError("a question without an answer", seen=where, hint=_LINE)
-    right = tuple(_text({"answer": a}, "answer", where).strip() for a in answers)
-    wrong = tuple(_text({"wrong": w}, "wrong", where).strip() for w in _list(data, "wrong", where))
-    folded = [w.casefold() for w in wrong]
+    right = tuple(_text(a, "answer", where).strip() for a in answers)
+    wrong = tuple(_text(w, "wrong", where).strip() for w in _list(data, "wrong", where))
+    folded = {w.casefold() for w in wrong}
     if (
         len(wrong) > _MOST_WRONG
-        or len(set(folded)) < len(folded)
-        or {a.casefold() for a in right} & set(folded)
+        or len(folded) < len(wrong)
+        or folded & {a.casefold() for a in right}
     ):
         raise NybbleError("wrong options are up to 32, all different, and none of them right",
                           seen=f"{where}: {', '.join(wrong)[:80]}")  # fmt: skip
-    lead = data.get("lead", LEAD)
     return _Line(
-        where, task, _text(data, "context", where), _text(data, "question", where).strip(), right,
-        wrong, _text({"lead": lead}, "lead", where).rstrip(),
+        where, task, _text(data.get("context"), "context", where, numbers=False),
+        _text(data.get("question"), "question", where).strip(), right, wrong,
+        _text(data.get("lead", LEAD), "lead", where).rstrip(),
     )  # fmt: skip
 
 
@@ -248,12 +227,11 @@ def _list(data: Mapping[str, Any], name: str, where: str) -> list[Any]:
     return found
 
 
-def _text(data: Mapping[str, Any], name: str, where: str) -> str:
-    value = data.get(name)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "context":
+def _text(value: object, name: str, where: str, *, numbers: bool = True) -> str:
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        seen = "missing" if name not in data else repr(value)[:60]
+        seen = "missing" if value is None else repr(value)[:60]
         raise NybbleError(f"{name} is not a text", seen=f"{where}: {seen}", hint=_LINE)
     # A lone surrogate is JSON, but no text that a tokenizer takes.
     return value.encode("utf-8", "replace").decode()
