@@ -84,7 +84,7 @@ def test_missing_huge_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(NybbleError, match="cannot read the policy"):
         load_policy(tmp_path / "b.toml")
     (tmp_path / "c.toml").write_bytes(b"#" * (1 << 20) + b"\n")
-    with pytest.raises(NybbleError, match="too large"):
+    with pytest.raises(NybbleError, match="larger than 1,048,576 bytes"):
         load_policy(tmp_path / "c.toml")
 
 
