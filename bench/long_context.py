@@ -3,9 +3,9 @@
     python bench/long_context.py tasks generate page --work FOLDER [--smollm2 FILE.gguf]
 
 `tasks` asks every long-context task at each length, `generate` lets both models write; `page` fills
-docs/long-context.md with what is there, beside the mean KLD that bench/agreement.py measured in
-llama.cpp. All of it resumes. NYBBLE_LLAMA_LIBRARY (your own build of the pinned llama.cpp) makes it
-up to twice as fast; the results name the build.
+docs/long-context.md with what is in FOLDER, beside the mean KLD that bench/agreement.py measured in
+llama.cpp; what was measured elsewhere stays. All of it resumes. NYBBLE_LLAMA_LIBRARY (your own
+build of the pinned llama.cpp) makes it up to twice as fast; the results name the build.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SETTINGS = ("q8_0/q8_0", "q8_0/q4_0", "q4_0/q4_0")
 # 1,024 tokens takes 80 s in five caches, one of 4,096 three times that.
 LENGTHS = (
     (1024, 2, 8, None),
-    (4096, 1, 8, ("needle", "multi-key", "tracking", "facts")),
+    (4096, 2, 8, ("needle", "multi-key", "tracking", "facts")),
 )
 
 
@@ -122,32 +122,43 @@ def points(found: Found) -> list[dict[str, Any]]:
     return made
 
 
+def earlier(found: Found) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Points and versions of an earlier result that are not measured anew."""
+    path = RESULTS / "long_context.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    anew = {f"{name} {length}" for name, length in found.runs}
+    kept = [p for p in known.get("points", []) if f"{p['model']} {p['length']}" not in anew]
+    return kept, {k: v for k, v in known.get("runs", {}).items() if k not in anew}
+
+
 def page(found: Found) -> None:
     """Write the numbers and the page's parts."""
-    parts: list[str] = []
     for (name, length), run in found.runs.items():
         grid = task_tables.grid(run)
-        parts += [f"### {name}, {length:,} tokens", ""]
-        parts += [table(list(grid.header), [list(row) for row in grid.rows]), ""]
-        parts += [*(f"- {sentence}" for sentence in run.conclusions), ""]
-    made = points(found)
-    known = sorted(made, key=lambda p: float(p["kld"]))
-    lines = [
+        lines = [f"### {name}, {length:,} tokens", ""]
+        lines += [table(list(grid.header), [list(row) for row in grid.rows]), ""]
+        lines += [f"- {sentence}" for sentence in run.conclusions]
+        put(PAGE, f"tasks {name} {length}", "\n".join(lines))
+    for name, written in found.written.items():
+        put(PAGE, f"generate {name}", f"### {name}\n\n{generation_markdown(written)}".rstrip())
+    kept, runs = earlier(found)
+    known = sorted([*kept, *points(found)], key=lambda p: (float(p["kld"]), p["length"]))
+    rank = {
+        str(length): {
+            "net loss": spearman([(p["kld"], p["lost"] - p["gained"]) for p in mine]),
+            "answer NLL": spearman([(p["kld"], p["answer_nll"]) for p in mine]),
+        }
+        for length in sorted({p["length"] for p in known})
+        if (mine := [p for p in known if p["length"] == length])
+    }
+    runs |= {f"{name} {length}": run.versions for (name, length), run in found.runs.items()}
+    save("long_context", {"lengths": LENGTHS, "points": known, "spearman": rank, "runs": runs})
+    head = ["model", "tokens", "KV type", "mean KLD", "answers", "answer NLL, nats"]
+    put(PAGE, "kld", table(head, [
         [p["model"], f"{p['length']:,}", p["setting"], f"{p['kld']:.2g}",
          f"{p['lost']} lost, {p['gained']} gained of {p['questions']}", f"{p['answer_nll']:+.3f}"]
         for p in known
-    ]  # fmt: skip
-    rank = {
-        "net loss": spearman([(p["kld"], p["lost"] - p["gained"]) for p in known]),
-        "answer NLL": spearman([(p["kld"], p["answer_nll"]) for p in known]),
-    }
-    versions = {f"{name} {length}": run.versions for (name, length), run in found.runs.items()}
-    save("long_context", {"lengths": LENGTHS, "points": made, "spearman": rank, "runs": versions})
-    written = [f"### {name}\n\n{generation_markdown(r)}" for name, r in found.written.items()]
-    head = ["model", "tokens", "KV type", "mean KLD", "answers", "answer NLL, nats"]
-    put(PAGE, "tasks", "\n".join(parts).rstrip())
-    put(PAGE, "kld", table(head, lines))
-    put(PAGE, "generate", "\n\n".join(written).rstrip())
+    ]))  # fmt: skip
     print(json.dumps(rank), RESULTS / "long_context.json")
 
 

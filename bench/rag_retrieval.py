@@ -9,9 +9,9 @@ pages are left out to keep embedding to minutes on two cores.
 Two sets of questions. Generated: rag/questions.py, which shares words with the passages and so
 favours BM25; a hit is a passage that answers. Written: bench/rag_paraphrases.jsonl, 48 questions
 put by hand in other words than the manuals', before anything was retrieved for them; a hit is any
-passage of the page. The fusion's K and weights, BM25's two numbers and the splitting of
-identifiers were chosen on seed 1 and the odd-numbered written ones; what is reported is seed 2
-and the even-numbered ones, with the tuning halves beside them.
+passage of the page. The fusion's weight, BM25's two numbers and the splitting of identifiers were
+chosen on seed 1 and the odd-numbered written ones; what is reported is seed 4, which nothing was
+chosen on, and the even-numbered ones, with the tuning halves beside them.
 
 Speed without embedding is of the whole pipeline (parser's process, cutting, SQLite, word index)
 with vectors that cost nothing. Wall times are of a machine that others used at the same time;
@@ -43,6 +43,7 @@ from nybble.rag.embed.minilm import minilm
 from nybble.rag.index import MODES, Index, open_index
 from nybble.rag.passages import Hit
 from nybble.rag.questions import generate
+from nybble.scoring.tasks.paired import mcnemar
 
 PACKAGES = {
     "git": ("git-doc", "git-doc"),
@@ -53,7 +54,8 @@ PACKAGES = {
 LIBRARIES = ("apsw", "bm25s", "kreuzberg", "semantic-text-splitter", "sentence-transformers",
              "sqlite-vec", "torch")  # fmt: skip
 SIZES = (1_500, 30_000)  # bytes of a page
-N = 200  # generated questions of a seed
+N = 600  # generated questions of a seed
+TUNED, REPORTED = 1, 4  # seeds
 WRITTEN = Path(__file__).with_name("rag_paraphrases.jsonl")
 Relevant = Callable[[Hit], bool]
 
@@ -154,12 +156,14 @@ def times(index: Index, questions: list[str]) -> dict[str, Any]:
 def recall(index: Index, asked: list[tuple[str, str, Relevant]]) -> dict[str, Any]:
     """Recall at 1, 5 and 10 and the mean reciprocal rank, by mode; recall at 10 by kind."""
     found: dict[str, Any] = {"n": len(asked)}
+    within: dict[str, Any] = {}
     for mode in MODES:
         ranks: list[float] = []
         for text, _, relevant in asked:
             hits = index.search(text, 10, mode)
             ranks.append(next((n for n, h in enumerate(hits, 1) if relevant(h)), np.inf))
         at = np.array(ranks)
+        within[mode] = at <= 10
         found[mode] = {
             **{f"recall_{k}": round(float((at <= k).mean()), 4) for k in (1, 5, 10)},
             "mrr_10": round(float((1 / at).mean()), 4),
@@ -169,6 +173,11 @@ def recall(index: Index, asked: list[tuple[str, str, Relevant]]) -> dict[str, An
                 for kind in sorted({a[1] for a in asked})
             },
         }  # fmt: skip
+    for part in MODES[1:]:  # in recall at 10, question by question
+        gained = int((within["hybrid"] & ~within[part]).sum())
+        lost = int((~within["hybrid"] & within[part]).sum())
+        found["hybrid"][f"against_{part}"] = {"gained": gained, "lost": lost,
+                                              "p": round(mcnemar(gained, lost), 4)}  # fmt: skip
     return found
 
 
@@ -212,7 +221,7 @@ def main() -> None:
             "passages_per_cpu_second": round(len(sample) / (time.process_time() - cpu), 1),
         }
         print("embedding:", embedding)
-        tuning, reported = generated(index, 1), generated(index, 2)
+        tuning, reported = generated(index, TUNED), generated(index, REPORTED)
         numbers = {
             "packages": packages,
             "libraries": {name: package_version(name) for name in LIBRARIES},
@@ -222,9 +231,9 @@ def main() -> None:
             "embedding": embedding,
             "search_ms": times(index, [text for text, _, _ in reported[:200]]),
             "recall": {
-                "generated, seed 2": recall(index, reported),
+                f"generated, seed {REPORTED}": recall(index, reported),
                 "written, even": recall(index, written(1)),
-                "generated, seed 1 (tuned on)": recall(index, tuning),
+                f"generated, seed {TUNED} (tuned on)": recall(index, tuning),
                 "written, odd (tuned on)": recall(index, written(0)),
             },
         }  # fmt: skip

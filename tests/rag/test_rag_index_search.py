@@ -14,7 +14,7 @@ from rag_index_doubles import Silent, WordModel, indexed, pdf
 from nybble.errors import NybbleError
 from nybble.rag.build import IndexOptions, build
 from nybble.rag.embed import registry
-from nybble.rag.fuse import K, fuse
+from nybble.rag.fuse import Ranking, fuse
 from nybble.rag.index import Index, open_index
 from nybble.rag.lexical import Lexical
 from nybble.rag.store import Store
@@ -194,25 +194,59 @@ def test_questions_go_to_no_server_that_the_index_alone_names(folder: Path) -> N
         open_index(folder / ".nybble-rag", embedding="http://elsewhere.example/v1")
 
 
-def test_fusing() -> None:
-    found = fuse([1, 2, 3], [3, 4])
-    assert [f.id for f in found] == [3, 1, 2, 4]
-    assert found[0].score == pytest.approx(1 / (K + 3) + 1 / (K + 1))
-    assert (found[0].dense_rank, found[0].lexical_rank, found[3].dense_rank) == (3, 1, None)
-    assert [f.id for f in fuse([1, 2], [2, 1], weights=(2.0, 1.0))] == [1, 2]
-    assert fuse([], []) == []
+def ranking(scores: dict[int, float], only: int | None = None) -> Ranking:
+    order = sorted(scores, key=lambda i: (-scores[i], i))[:only]
+    return Ranking(order, scores)
+
+
+def test_fusing_by_hand() -> None:
+    dense = ranking({1: 0.8, 2: 0.5, 3: -0.1}, 2)
+    lexical = ranking({3: 10.0, 1: 5.0, 2: 0.0}, 2)
+    found = fuse(dense, lexical, 0.5)
+    scores = {f.id: f.score for f in found}
+    assert scores[1] == pytest.approx(0.5 * 1 + 0.5 * 0.5)
+    assert scores[2] == pytest.approx(0.5 * 1.5 / 1.8)
+    assert scores[3] == pytest.approx(0.5 * 0.9 / 1.8 + 0.5 * 1)  # its cosine counts too
+    assert [f.id for f in found] == [1, 3, 2]
+    assert [(f.dense_rank, f.lexical_rank) for f in found] == [(1, 2), (None, 1), (2, None)]
+    assert [f.id for f in fuse(dense, Ranking())] == [1, 2]
+    assert [f.id for f in fuse(Ranking(), lexical)] == [3, 1]
+    assert fuse(Ranking(), Ranking()) == []
+    worst = fuse(ranking({1: -1.0, 2: -1.0}), Ranking())
+    assert [(f.id, f.score) for f in worst] == [(1, 0.0), (2, 0.0)]
 
 
 @given(
-    st.lists(st.integers(0, 50), unique=True, max_size=20),
-    st.lists(st.integers(0, 50), unique=True, max_size=20),
+    st.dictionaries(st.integers(0, 30), st.floats(-1, 1), max_size=20),
+    st.dictionaries(st.integers(0, 30), st.floats(0.125, 1e6), max_size=20),
+    st.floats(0.01, 0.99),
 )
-def test_fusing_keeps_all_and_never_prefers_the_lower_of_both(a: list[int], b: list[int]) -> None:
-    found = fuse(a, b)
+def test_fusing_keeps_all_and_never_prefers_the_lower_of_both(
+    a: dict[int, float], b: dict[int, float], weight: float
+) -> None:
+    found = fuse(ranking(a), ranking(b), weight)
     assert {f.id for f in found} == set(a) | set(b)
-    order = {f.id: n for n, f in enumerate(found)}
-    both = set(a) & set(b)
-    for x in both:
-        for y in both:
-            if a.index(x) < a.index(y) and b.index(x) < b.index(y):
-                assert order[x] < order[y]
+    assert all(0 <= f.score <= 1 + 1e-9 for f in found)
+    score = {f.id: f.score for f in found}
+    for x in a.keys() & b.keys():
+        for y in a.keys() & b.keys():
+            if a[x] > a[y] and b[x] > b[y]:
+                assert score[x] >= score[y]
+
+
+def test_either_retriever_s_scores_are_known_of_what_the_other_found(index: Index) -> None:
+    hits = index.search("option_7 value", k=30)
+    store, vector = index._store(), index._embedder.query("option_7 value")
+    cosines = store.cosines(vector, [h.passage.id for h in hits])
+    assert store.nearest(vector, 5) == pytest.approx(
+        {i: cosines[i] for i in list(store.nearest(vector, 5))}, abs=1e-6
+    )
+    words = index._words(store.meta())
+    assert words is not None
+    few = words.nearest("option_7 value", 1, [h.passage.id for h in hits] + [10**9])
+    assert len(few.order) == 1 and set(few.scores) == {h.passage.id for h in hits}
+    every = words.nearest("option_7 value", 1000)
+    assert few.scores == {i: every.scores.get(i, 0.0) for i in few.scores}
+    assert words.nearest("qqqq", 3, [1]) == Ranking()
+    best = fuse(Ranking(list(store.nearest(vector, 100)), cosines), every)
+    assert [h.passage.id for h in hits] == [f.id for f in best][: len(hits)]

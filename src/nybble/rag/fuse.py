@@ -1,20 +1,34 @@
-"""Reciprocal rank fusion of two rankings.
+"""Convex combination of two retrievers' scores.
 
-Source: Cormack, Clarke, Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and individual
-Rank Learning Methods", SIGIR 2009: the score of a document is the sum of 1 / (K + rank) over
-the rankings that hold it. Scores of the two kinds need not be comparable; ranks always are.
-
-Their K is 60, for many rankings. With two, 60 lets two middling places beat a first one: on
-bench/rag_retrieval.py's tuning half it found 0.95 of the generated questions where BM25 alone
-found 0.99. K = 5 keeps what either ranking has on top.
+Source: Bruch, Gai, Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", ACM TOIS 42
+(2023), https://arxiv.org/abs/2210.11934: scores are scaled to 0..1 by the least value that they
+can have (a cosine of -1, a BM25 of 0) and the greatest that a query has, and added with one
+weight. Ranks alone (reciprocal rank fusion) forget by how much a word match wins, and lost the
+first place of many: on bench/rag_retrieval.py's tuning half the mean reciprocal rank of generated
+questions is 0.82 with it (K = 5), 0.90 with BM25 alone and 0.89 so; of written ones 0.39, 0.26
+and 0.43.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-K = 5
+DENSE = 0.6  # weight of the embedding; tuned in bench/rag_retrieval.py
+_LEAST_COSINE = -1.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What one retriever found.
+
+    Attributes:
+        order: ids, best first.
+        scores: of those, and of others that are asked about.
+    """
+
+    order: Sequence[int] = ()
+    scores: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,22 +41,26 @@ class Fused:
     lexical_rank: int | None
 
 
-def fuse(
-    dense: Sequence[int], lexical: Sequence[int], *, weights: tuple[float, float] = (1.0, 1.0)
-) -> list[Fused]:
+def fuse(dense: Ranking, lexical: Ranking, weight: float = DENSE) -> list[Fused]:
     """Fuse two rankings of ids, best first; equal scores in the order of ids.
 
     Args:
-        dense: ids by the embedding.
-        lexical: ids by BM25.
-        weights: of the two rankings.
+        dense: cosines; of what only BM25 found too.
+        lexical: BM25's scores; of what only the embedding found too, 0 where there is none.
+        weight: of the dense one, 0 to 1.
     """
-    places: dict[int, list[int | None]] = {}
-    for side, ids in enumerate((dense, lexical)):
-        for rank, found in enumerate(ids, 1):
-            places.setdefault(found, [None, None])[side] = rank
+    parts = ((dense, weight, _LEAST_COSINE), (lexical, 1 - weight, 0.0))
+    places = [{found: at for at, found in enumerate(r.order, 1)} for r, _, _ in parts]
     made = []
-    for found, (a, b) in places.items():
-        score = sum(w / (K + rank) for w, rank in zip(weights, (a, b), strict=True) if rank)
-        made.append(Fused(found, score, a, b))
+    for found in dict.fromkeys((*dense.order, *lexical.order)):
+        score = sum(w * _scaled(r, found, least) for r, w, least in parts)
+        made.append(Fused(found, score, *(p.get(found) for p in places)))
     return sorted(made, key=lambda f: (-f.score, f.id))
+
+
+def _scaled(ranking: Ranking, found: int, least: float) -> float:
+    """From 0, the least a score can be, to 1, the best of this query."""
+    if not ranking.order:
+        return 0.0
+    best = ranking.scores[ranking.order[0]]
+    return (ranking.scores.get(found, least) - least) / (best - least) if best > least else 0.0

@@ -19,7 +19,7 @@ from nybble.errors import NybbleError
 from nybble.loopback import loopback_url
 from nybble.rag.embed.base import Embedder, Vectors
 from nybble.rag.embed.registry import embedder, is_address
-from nybble.rag.fuse import fuse
+from nybble.rag.fuse import Ranking, fuse
 from nybble.rag.lexical import DamagedWordsError, Lexical
 from nybble.rag.passages import Hit, Passage
 from nybble.rag.store import Store
@@ -27,7 +27,6 @@ from nybble.rag.store import Store
 FOLDER = ".nybble-rag"
 MODES = ("hybrid", "dense", "lexical")
 DEPTH = 100  # places of either ranking that are fused, at the least
-WEIGHTS = (0.7, 1.0)  # of dense and lexical; tuned in bench/rag_retrieval.py
 _MAX_K = 1000
 
 
@@ -182,11 +181,13 @@ class Index:
         with store.snapshot():
             meta = store.meta()
             self._same(meta)
-            dense: list[int] = store.nearest(vector, depth) if vector is not None else []
-            lexical: list[int] = []
+            cosines = {} if vector is None else store.nearest(vector, depth)
+            order, lexical = list(cosines), Ranking()
             if mode != "dense" and (found := self._words(meta)):
-                lexical = found.nearest(query, depth)
-            ranked = fuse(dense, lexical, weights=WEIGHTS)
+                lexical = found.nearest(query, depth, cosines)
+            if vector is not None:
+                cosines |= store.cosines(vector, set(lexical.order) - set(cosines))
+            ranked = fuse(Ranking(order, cosines), lexical)
             passages = store.passages([f.id for f in ranked])
         return [
             Hit(passages[f.id], f.score, f.dense_rank, f.lexical_rank)

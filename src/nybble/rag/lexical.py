@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nybble.errors import NybbleError
+from nybble.rag.fuse import Ranking
 from nybble.rag.packages import need
 from nybble.rag.words import words
 
@@ -106,16 +107,27 @@ class Lexical:
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DamagedWordsError(place) from error
 
-    def nearest(self, query: str, k: int) -> list[int]:
-        """Ids of the passages with the highest BM25 scores above 0, best first."""
+    def nearest(self, query: str, k: int, also: Iterable[int] = ()) -> Ranking:
+        """The passages with the highest BM25 scores above 0.
+
+        Args:
+            query: in words.
+            k: passages at most.
+            also: ids whose scores are wanted besides.
+        """
         known = [self._vocabulary[w] for w in words(query) if w in self._vocabulary]
         if self._index is None or not known:
-            return []
+            return Ranking()
         scores = self._index.get_scores_from_ids(known)
         k = min(k, len(scores))
         top = np.argpartition(-scores, k - 1)[:k]
-        order = top[np.lexsort((top, -scores[top]))]
-        return [int(self._ids[i]) for i in order if scores[i] > 0]
+        order = [i for i in top[np.lexsort((top, -scores[top]))] if scores[i] > 0]
+        # Ids were written in rising order; one that is not there comes later than this index.
+        others = np.fromiter(also, np.int64)
+        at = np.minimum(np.searchsorted(self._ids, others), len(self._ids) - 1)
+        here = at[self._ids[at] == others]
+        found = {int(self._ids[i]): float(scores[i]) for i in (*order, *here)}
+        return Ranking([int(self._ids[i]) for i in order], found)
 
 
 def _bm25s() -> Any:

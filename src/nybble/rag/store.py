@@ -204,11 +204,19 @@ class Store:
         self.run("CREATE VIRTUAL TABLE vectors USING vec0(passage INTEGER PRIMARY KEY, "
                  f"embedding float[{int(dims)}] distance_metric=cosine)")  # fmt: skip
 
-    def nearest(self, vector: npt.NDArray[np.float32], k: int) -> list[int]:
-        """Ids of the passages whose vectors are nearest by cosine, best first."""
-        rows = self.all("SELECT passage FROM vectors WHERE embedding MATCH ? AND k = ? "
+    def nearest(self, vector: npt.NDArray[np.float32], k: int) -> dict[int, float]:
+        """Cosines of the passages whose vectors are nearest, by id, best first."""
+        rows = self.all("SELECT passage, distance FROM vectors WHERE embedding MATCH ? AND k = ? "
                         "ORDER BY distance", (vector.tobytes(), k))  # fmt: skip
-        return [int(r[0]) for r in rows]
+        return {int(found): 1.0 - float(distance) for found, distance in rows}
+
+    def cosines(self, vector: npt.NDArray[np.float32], ids: Iterable[int]) -> dict[int, float]:
+        """Cosines of these passages' vectors; those that are gone are left out."""
+        named = tuple(ids)
+        marks = ",".join("?" * len(named))
+        rows = self.all("SELECT passage, vec_distance_cosine(embedding, ?) FROM vectors "
+                        f"WHERE passage IN ({marks})", (vector.tobytes(), *named))  # fmt: skip
+        return {int(found): 1.0 - float(distance) for found, distance in rows}
 
     def passages(self, ids: Sequence[int]) -> dict[int, Passage]:
         """The passages with these ids; those that are gone are left out."""
