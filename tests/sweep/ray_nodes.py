@@ -21,6 +21,8 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
+        # Ray keeps a cluster's address here whatever its folder is, and does not make the place.
+        os.makedirs("/tmp/ray", exist_ok=True)
         # Sockets have paths of at most 107 bytes, so not below pytest's folder.
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self._cluster = Cluster(
