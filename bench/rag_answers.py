@@ -5,8 +5,7 @@
 
 Questions are generated from the Debian manuals of bench/rag_retrieval.py and put over the passages
 that the hybrid finds, with wrong options out of the same sources; `nybble measure --tasks` then
-asks both demo models at each KV setting. The demo models answer hardly any of them in their own
-words, so what is tested is which option is likeliest. All of it resumes.
+asks both demo models at each KV setting. All of it resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from nybble.scoring.tasks.measure import measure_tasks
 from nybble.scoring.tasks.request import TaskRequest
 
 SEED, QUESTIONS, PASSAGES, LENGTH = 3, 80, 3, 1536
-KINDS = ("cloze", "cloze", "section")
 
 
 def numbers(cell: TaskCell) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def main() -> None:
     given = parser.parse_args()
     file = given.folder / "rag.jsonl"
     with open_index(given.folder / "ix") as index:
-        questions = generate(index, QUESTIONS, SEED, KINDS)
+        questions = generate(index, QUESTIONS, SEED, ("cloze",))
         written = write_tasks(index, questions, PASSAGES, "hybrid", SEED, file, Silent())
     found: dict[str, Any] = {}
     asked = models(None) | ({"gemma-3-270m-hardened": given.hardened} if given.hardened else {})

@@ -42,6 +42,7 @@ def test_every_line_can_be_answered_and_its_wrong_options_are_wrong(
     assert done.asked + done.unfound + done.unanswered == len(questions)
     assert done.unanswered >= sum(not q.answer for q in questions)
     asked = {q.text: q for q in questions}
+    assert sum("lead" in line for line in lines) >= 4
     for line in lines:
         question = asked[line["question"]]
         assert line["task"] == f"rag-{question.kind}"
@@ -52,6 +53,9 @@ def test_every_line_can_be_answered_and_its_wrong_options_are_wrong(
             for d in index.documents() for p in index.passages_of(d.path)
             if p.id in question.accepted
         )  # fmt: skip
+        if "lead" in line:  # what stands before the answer in a source
+            assert question.kind == "cloze" and 4 <= len(line["lead"].split()) <= 14
+            assert line["lead"] in " ".join(line["context"].split())
         accepted = judge.accepted(question)
         assert line["answers"] == list(accepted) and 1 <= len(line["wrong"]) <= 3
         for option in line["wrong"]:

@@ -19,7 +19,7 @@ from nybble.rag.eval_retrieval import Searched
 from nybble.rag.pack import header, pack
 from nybble.rag.passages import Hit
 from nybble.rag.question_kinds import things_in
-from nybble.rag.question_words import content, pieces
+from nybble.rag.question_words import content, pieces, sentences
 from nybble.rag.questions import Question
 from nybble.results.store import write_text
 from nybble.scoring.request import Progress
@@ -27,6 +27,7 @@ from nybble.scoring.request import Progress
 HEAD = "Excerpts of documents follow. After them comes a question that they answer.\n\n"
 WRONG = 3  # options beside the right one
 _LONGEST = 80  # characters of an option
+_LEAST_LEAD, _LEAD = 4, 14  # words before an answer
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def write_tasks(
             line = {
                 "task": f"rag-{question.kind}", "context": _context(hits),
                 "question": question.text, "answers": list(accepted), "wrong": wrong,
+                **_lead(question, good),
             }  # fmt: skip
             lines.append(json.dumps(line, ensure_ascii=False))
         progress.advance(1)
@@ -95,6 +97,22 @@ def _context(hits: Sequence[Hit]) -> str:
     packed = pack([h.passage for h in hits], 1, lambda text: 0)  # as many as were asked for
     parts = (f"{header(s.number, s)}{s.text.strip()}" for s in packed.sources)
     return HEAD + "\n\n".join(parts)
+
+
+def _lead(question: Question, good: Sequence[Hit]) -> dict[str, str]:
+    """How the answer begins: what stands before it in a source, as far as a blank has that.
+
+    A model too small to fill a reworded blank still goes on with a sentence that it has read.
+    """
+    if question.kind != "cloze":
+        return {}
+    for hit in good:
+        for sentence in sentences(hit.passage.text):
+            before, found, after = sentence.partition(question.answer)
+            words = before.split()[-_LEAD:]
+            if found and question.answer not in after and len(words) >= _LEAST_LEAD:
+                return {"lead": " ".join(words)}
+    return {}
 
 
 def _wrong(
