@@ -28,6 +28,7 @@ HEAD = "Excerpts of documents follow. After them comes a question that they answ
 WRONG = 3  # options beside the right one
 _LONGEST = 80  # characters of an option
 _LEAST_LEAD, _LEAD = 4, 14  # words before an answer
+_OPENED = " \n`'\"“‘(["  # what an answer stands in
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _lead(question: Question, good: Sequence[Hit]) -> dict[str, str]:
     for hit in good:
         for sentence in sentences(hit.passage.text):
             before, found, after = sentence.partition(question.answer)
-            words = before.split()[-_LEAD:]
+            words = before.rstrip(_OPENED).split()[-_LEAD:]
             if found and question.answer not in after and len(words) >= _LEAST_LEAD:
                 return {"lead": " ".join(words)}
     return {}
