@@ -121,7 +121,10 @@ def html_report(m: Measurement, front: Front | None = None) -> str:
         title=f"{front.name if front else view.names(m)}: {eyebrow}",
         eyebrow=eyebrow,
         name=front.name if front else view.names(m, 120),
-        sub=f"in {describe.engine(m)} · {describe.scale(m)} · {fmt.clean(m.created, 40)}",
+        # A sweep's runs have no date: they are the same whenever they are made.
+        sub=" · ".join(
+            filter(None, (f"in {describe.engine(m)}", describe.scale(m), fmt.clean(m.created, 40)))
+        ),
         how=describe.how(m),
         setup=describe.setup(m),
         warnings=[fmt.clean(w) for w in m.warnings],
