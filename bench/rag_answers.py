@@ -44,6 +44,7 @@ def main() -> None:
     """Measure, and write bench/results/rag_answers.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", help="one model's name")
     parser.add_argument("--hardened", type=Path, help="Gemma 3 270M, folded for q4_0")
     given = parser.parse_args()
     file = given.folder / "rag.jsonl"
@@ -53,9 +54,13 @@ def main() -> None:
     found: dict[str, Any] = {}
     asked = models(None) | ({"gemma-3-270m-hardened": given.hardened} if given.hardened else {})
     for name, path in asked.items():
+        if given.only not in (None, name):
+            continue
+        # A hardened model's other types are of no interest here, and each takes its time.
+        settings = SETTINGS[-1:] if path == given.hardened else SETTINGS
         run = measure_tasks(TaskRequest(
             MeasureRequest(
-                model=path, settings=tuple(map(parse_setting, SETTINGS)), contexts=(LENGTH,),
+                model=path, settings=tuple(map(parse_setting, settings)), contexts=(LENGTH,),
                 out=given.folder / f"answers-{name}", command="python bench/rag_answers.py",
             ),
             own=file,
@@ -68,6 +73,8 @@ def main() -> None:
             "engine": run.versions,
         }
         print(name, *run.conclusions, sep="\n")
+    if given.only:
+        return  # the others' numbers belong beside it
     print(save("rag_answers", {
         "questions": vars(written), "passages": PASSAGES, "seed": SEED, "models": found,
     }))  # fmt: skip
