@@ -76,8 +76,8 @@ def answers() -> str:
     made = found["questions"]
     told = (
         f"{made['asked']} questions about the documents below, over the {found['passages']} "
-        f"passages that the hybrid finds; {made['unfound']} whose source was not among them are "
-        "left out. One of four by chance. `bench/rag_answers.py`."
+        f"passages that the hybrid finds (left out: {made['unfound']} whose source was not among "
+        "them). One of four by chance. `bench/rag_answers.py`."
     )
     return table(head, lines) + f"\n\n{told}"
 
