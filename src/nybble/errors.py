@@ -66,7 +66,7 @@ class MissingExtraError(NybbleError):
 
 def unknown(
     what: str, word: str, known: Iterable[str], *, seen: object | None = None,
-    allowed: str | Iterable[str] | None = None, hint: str | None = None,
+    allowed: str | Iterable[str] | None = None, hint: str | None = None, mark: str = "",
 ) -> NybbleError:  # fmt: skip
     """The error for a name that is not among the known ones; it says which is nearest.
 
@@ -77,10 +77,11 @@ def unknown(
         seen: where it stood, if more than the name is to be shown.
         allowed: how the known ones are shown, if not as they are.
         hint: the next command or step.
+        mark: written before a name, such as a plus sign.
     """
     names = list(known)
     near = nearest(word, names)
-    return NybbleError(what + (f"; did you mean {near}?" if near else ""),
+    return NybbleError(what + (f"; did you mean {mark}{near}?" if near else ""),
                        seen=word if seen is None else seen,
                        allowed=names if allowed is None else allowed, hint=hint)  # fmt: skip
 

@@ -190,7 +190,7 @@ def parse_around(parts: list[str], text: str) -> Around:
     for part in parts:
         name = next((n for n in _READERS if part.startswith(n)), None)
         if name is None:
-            raise unknown("unknown part of a KV setting", f"+{part}", [f"+{n}" for n in _READERS],
+            raise unknown("unknown part of a KV setting", part, _READERS, mark="+",
                           seen=f"+{part} in {text}", hint="nybble formats",
                           allowed=[example for _, example in _READERS.values()])  # fmt: skip
         reader, example = _READERS[name]
