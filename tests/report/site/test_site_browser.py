@@ -37,6 +37,8 @@ def go(driver: Any, site: Path) -> Any:  # noqa: F811
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         driver.get("about:blank")
         driver.get(site.parent.as_uri() + "/" + page)
+        # The driver may still mean the blank page when it says that all is loaded.
+        until(driver, "location.protocol + document.readyState", "file:complete")
         return driver
 
     driver.get_log("browser")
