@@ -48,18 +48,14 @@ def names(value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(v.strip() for v in value.split(",") if v.strip())
 
 
-def integers(
-    ctx: click.Context | None, param: click.Parameter | str, value: str | None
-) -> tuple[int, ...]:
-    """Whole numbers with commas between, each once; an option's callback.
+def integers(option: str, value: str) -> tuple[int, ...]:
+    """Whole numbers with commas between, each once.
 
     Raises:
         NybbleError: other text.
     """
-    option = param if isinstance(param, str) else param.opts[0]
-    parts = [] if value is None else value.split(",")
     try:
-        return tuple(dict.fromkeys(int(n.replace("_", "")) for n in parts))
+        return tuple(dict.fromkeys(int(n.replace("_", "")) for n in value.split(",")))
     except ValueError as error:
         raise NybbleError(f"{option} takes whole numbers with commas between", seen=value,
                           hint=f"{option} 1024,8192") from error  # fmt: skip

@@ -52,6 +52,10 @@ _GENERATE = {
 }  # fmt: skip
 
 
+def _integers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    return () if value is None else console.integers(param.opts[0], value)
+
+
 def _urls(values: tuple[str, ...]) -> tuple[tuple[KVSetting, str], ...]:
     found = []
     for value in values:
@@ -84,10 +88,8 @@ def _urls(values: tuple[str, ...]) -> tuple[tuple[KVSetting, str], ...]:
 @click.option("--prompts", type=int, default=8, show_default=True, help="Of --generate.")
 @click.option("--prompt-tokens", type=int, default=512, show_default=True,
               help="Of each prompt of --generate, at most.")  # fmt: skip
-@click.option("--context", callback=console.integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
-@click.option(
-    "--memory-at", callback=console.integers, help="Also state cache bytes at these contexts."
-)
+@click.option("--context", callback=_integers, help=f"Tokens.  [default: {DEFAULT_CONTEXT}]")
+@click.option("--memory-at", callback=_integers, help="Also state cache bytes at these contexts.")
 @click.option("--categories", help=f"Of {', '.join(CATEGORIES)}.  [default: all]")
 @click.option("--documents", type=int, help="Documents per category.  [default: 1; own text 8]")
 @click.option("--draw", type=int, default=0, show_default=True,

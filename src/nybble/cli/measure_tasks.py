@@ -53,9 +53,10 @@ def run_tasks(
     return 1 if result.failed else 0
 
 
-def _named(text: str) -> tuple[tuple[str, ...] | None, Path | None]:
-    """Names of tasks, None for all, and the file of the user's own."""
+def _named(text: str) -> tuple[tuple[str, ...], Path | None]:
+    """Names of tasks, and the file of the user's own."""
     from nybble.scoring.tasks.own import SUFFIX
+    from nybble.scoring.tasks.registry import TASKS
 
     parts = console.names(text) or ()
     files = [part for part in parts if part.lower().endswith(SUFFIX)]
@@ -63,12 +64,8 @@ def _named(text: str) -> tuple[tuple[str, ...] | None, Path | None]:
         raise NybbleError("one file of questions at a time", seen=", ".join(files),
                           hint='"task" in a line names its task')  # fmt: skip
     names = tuple(part for part in parts if part not in files)
-    whole = names == ("all",) or bool(files and not names)
-    if names == ("all",) and files:
-        from nybble.scoring.tasks.registry import TASKS
-
-        names, whole = tuple(TASKS), False
-    return (None if whole else names), (Path(files[0]) if files else None)
+    own = Path(files[0]) if files else None
+    return tuple(TASKS) if names == ("all",) else names, own
 
 
 def _write_report(result: TaskResult) -> Path:

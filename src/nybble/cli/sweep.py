@@ -126,7 +126,7 @@ def _spec(
 
 def _list(name: str, value: str) -> tuple[Any, ...]:
     if name in ("context", "seeds"):
-        return console.integers(None, f"--{name}", value)
+        return console.integers(f"--{name}", value)
     return console.names(value) or ()
 
 

@@ -222,10 +222,10 @@ class LlamaCppAnswers(Answering):
         self, path: str, body: dict[str, Any], stream: Stream
     ) -> Generator[dict[str, Any], None, None]:
         # llama.cpp's server may close a connection behind a stream: the next request has its own.
-        last = {"Connection": "close"}
+        headers = {"Connection": "close"}
         with (
             self._broken(stream),
-            self._http.stream("POST", path, json=body, headers=last) as answer,
+            self._http.stream("POST", path, json=body, headers=headers) as answer,
         ):
             if answer.status_code != 200:
                 answer.read()

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nybble.report import format as fmt
-from nybble.report.spreadsheet import safe
+from nybble.report.spreadsheet import ends, safe
 from nybble.report.table import md, md_table
 from nybble.results.base.cell import Cell
 from nybble.results.base.checked import RENAMED
@@ -112,6 +112,6 @@ def csv_text(cells: Sequence[Cell]) -> str:
         ]
         for name in metrics:
             found = cell.metrics.get(name)
-            line += [found.value, found.low, found.high] if found else ["", "", ""]
+            line += ends(found)
         writer.writerow(line)
     return out.getvalue()

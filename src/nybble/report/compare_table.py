@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.report.spreadsheet import safe
+from nybble.report.spreadsheet import ends, safe
 from nybble.report.table import md
 from nybble.results.compared import A_BETTER, B_BETTER, UNRESOLVED, Compared, Pair, Side
 from nybble.results.records import Estimate
@@ -164,10 +164,10 @@ def csv_text(found: Compared) -> str:
     changed = ("n_differs", "lost", "gained", "p", "p_corrected")
     last = ("p", "p_corrected", "margin", "verdict", "reason")
     metrics = list(dict.fromkeys(m for p in found.pairs for m in p.metrics))
-    ends = ("", "_low", "_high")
+    suffixes = ("", "_low", "_high")
     head = [f"{s}_{name}" for s in "ab" for name in sides] + list(counts)
-    head += [f"{m}_{w}{end}" for m in metrics for w in ("a", "b", "difference") for end in ends]
-    head += [f"ratio{end}" for end in ends] + [f"differs{end}" for end in ends]
+    head += [f"{m}_{w}{end}" for m in metrics for w in ("a", "b", "difference") for end in suffixes]
+    head += [f"ratio{end}" for end in suffixes] + [f"differs{end}" for end in suffixes]
     head += [f"tokens_{name}" for name in changed] + list(last)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -178,13 +178,9 @@ def csv_text(found: Compared) -> str:
         for metric in metrics:
             contrast = pair.metrics.get(metric)
             for which in ("a", "b", "difference"):
-                line += _ends(getattr(contrast, which) if contrast else None)
-        line += _ends(pair.ratio) + _ends(pair.changed.differs if pair.changed else None)
+                line += ends(getattr(contrast, which) if contrast else None)
+        line += ends(pair.ratio) + ends(pair.changed.differs if pair.changed else None)
         line += [getattr(pair.changed, name) if pair.changed else "" for name in changed]
         line += [safe(getattr(pair, name)) for name in last]
         writer.writerow(line)
     return out.getvalue()
-
-
-def _ends(found: Estimate | None) -> list[object]:
-    return [found.value, found.low, found.high] if found else ["", "", ""]

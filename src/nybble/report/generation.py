@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.report.spreadsheet import safe
+from nybble.report.spreadsheet import ends, safe
 from nybble.results.records import Estimate
 from nybble.results.tasks import Divergence, GenerationRun
 
@@ -246,7 +246,7 @@ def csv_text(run: GenerationRun) -> str:
         if row.status == "failed":
             write([*who, "failed", "", safe(row.error or ""), "", "", ""])
         for what, at, e in _numbers(row):
-            write([*who, what, at, e.value, e.low, e.high, row.n_prompts])
+            write([*who, what, at, *ends(e), row.n_prompts])
     return out.getvalue()
 
 

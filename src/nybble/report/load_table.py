@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.report.spreadsheet import safe
+from nybble.report.spreadsheet import ends, safe
 from nybble.results.loads import LoadRatio, LoadReport, LoadRun
 from nybble.results.records import Estimate
 
@@ -224,28 +224,24 @@ def csv_text(report: LoadReport) -> str:
         who = [safe(run.name), ""]
         n = run.numbers
         for key, rate in n.rates.items():
-            write([*who, f"{key}_per_s", "", *_ends(rate)])
+            write([*who, f"{key}_per_s", "", *ends(rate)])
         for key, levels in n.seconds_at.items():
             for level, estimate in levels.items():
-                write([*who, key, level, *_ends(estimate)])
+                write([*who, key, level, *ends(estimate)])
         for level, value in n.queued.items():
             write([*who, "queued", level, value, "", ""])
         for key in ("answered", "failed", "seconds", "tokens_in", "tokens_out", "cached"):
             write([*who, key, "", getattr(n, key), "", ""])
         if n.good is not None:
-            write([*who, "good_share", "", *_ends(n.good.share)])
-            write([*who, "good_per_s", "", *_ends(n.good.rate)])
+            write([*who, "good_share", "", *ends(n.good.share)])
+            write([*who, "good_per_s", "", *ends(n.good.rate)])
         for f in n.failures:
             write([*who, "failed", safe(f.error), f.count, "", ""])
     for ratio in report.ratios:
         who = [safe(ratio.of), safe(ratio.against)]
         for key, rate in ratio.rates.items():
-            write([*who, f"{key}_per_s", "", *_ends(rate)])
+            write([*who, f"{key}_per_s", "", *ends(rate)])
         for key, levels in ratio.seconds_at.items():
             for level, estimate in levels.items():
-                write([*who, key, level, *_ends(estimate)])
+                write([*who, key, level, *ends(estimate)])
     return out.getvalue()
-
-
-def _ends(estimate: Estimate) -> list[float | None]:
-    return [estimate.value, estimate.low, estimate.high]

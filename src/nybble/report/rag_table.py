@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.report.spreadsheet import safe
+from nybble.report.spreadsheet import ends, safe
 from nybble.results.rag import DEPTHS, RagAnswer, RagRow, RagRun, Retrieval
 from nybble.results.records import Estimate
 
@@ -229,8 +229,8 @@ def csv_text(run: RagRun) -> str:
     for r in run.retrieval:
         who = ["retrieval", safe(r.mode), safe(r.kind), r.n_questions]
         for n, estimate in r.recall.items():
-            write([*who, f"recall_{n}", *_ends(estimate), "done", ""])
-        write([*who, "mrr_10", *_ends(r.mrr), "done", ""])
+            write([*who, f"recall_{n}", *ends(estimate), "done", ""])
+        write([*who, "mrr_10", *ends(r.mrr), "done", ""])
         write([*who, "seconds", r.seconds, "", "", "done", ""])
     for row in run.rows:
         who = ["answers", safe(row.setting), safe(row.role), row.n_questions]
@@ -239,11 +239,7 @@ def csv_text(run: RagRun) -> str:
                      "cites_nothing"):  # fmt: skip
             found: Estimate | None = getattr(row, name)
             if found is not None:
-                write([*who, name, *_ends(found), *end])
+                write([*who, name, *ends(found), *end])
         for name in ("gained", "lost", "p", "seconds", "tokens"):
             write([*who, name, getattr(row, name), "", "", *end])
     return out.getvalue()
-
-
-def _ends(estimate: Estimate) -> list[float | None]:
-    return [estimate.value, estimate.low, estimate.high]

@@ -7,7 +7,7 @@ import io
 
 from nybble.report import describe, view
 from nybble.report import format as fmt
-from nybble.results.records import Measurement
+from nybble.results.records import Estimate, Measurement
 
 
 def csv_text(m: Measurement) -> str:
@@ -36,7 +36,7 @@ def csv_text(m: Measurement) -> str:
             line += [safe(getattr(row.served, name)) if row.served else "" for name in served]
         for name in metrics:
             found = row.metrics.get(name)
-            line += [found.value, found.low, found.high] if found else ["", "", ""]
+            line += ends(found)
         writer.writerow(line)
     return out.getvalue()
 
@@ -47,3 +47,8 @@ def safe(value: object) -> object:
         return value
     text = fmt.clean(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def ends(estimate: Estimate | None) -> list[object]:
+    """A number and its interval in three cells, empty where there is none."""
+    return [estimate.value, estimate.low, estimate.high] if estimate else ["", "", ""]

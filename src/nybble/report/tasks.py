@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nybble.report import format as fmt
-from nybble.report.spreadsheet import safe
+from nybble.report.spreadsheet import ends, safe
 from nybble.report.table import md, md_table
 from nybble.results.records import Estimate
 from nybble.results.tasks import ALL_TASKS, TaskCell, TaskRun
@@ -230,7 +230,7 @@ def csv_text(run: TaskRun) -> str:
         line += [safe(getattr(cell, n) if getattr(cell, n) is not None else "") for n in names]
         for name in numbers:
             found = getattr(cell, name)
-            line += [found.value, found.low, found.high] if found else ["", "", ""]
+            line += ends(found)
         writer.writerow(line)
     return out.getvalue()
 

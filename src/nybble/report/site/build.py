@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from nybble.environment import VERSION
 from nybble.errors import NybbleError
 from nybble.report import describe, html
 from nybble.report import format as fmt
+from nybble.report.page import asset
 from nybble.report.site import data, entries, files, pages, texts
 from nybble.report.site.details import Details
 from nybble.report.site.entries import Model
@@ -98,8 +98,8 @@ def _files(
     types = pages.types(found)
     harnesses = pages.harnesses(imported)
     environment = _environment(title, bool(harnesses))
-    made = {f"assets/{n}": _asset("nybble.report.site", f"assets/{n}") for n in _ASSETS}
-    made["assets/report.css"] = _asset("nybble.report", "report.css")
+    made = {f"assets/{n}": asset(f"site/assets/{n}") for n in _ASSETS}
+    made["assets/report.css"] = asset("report.css")
     made["assets/data.js"] = data.script(found)
 
     def page(template: str, root: str = "", **values: Any) -> str:
@@ -187,7 +187,3 @@ def _environment(title: str, has_other: bool) -> Environment:
 def _plain(value: float) -> str:
     """A number of another harness, in its own unit."""
     return f"{value:.6g}"
-
-
-def _asset(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

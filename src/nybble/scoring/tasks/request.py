@@ -46,9 +46,14 @@ class TaskRequest:
         """The user's questions."""
         return read_own(self.own, ("all", *TASKS)) if self.own else None
 
+    def _owner(self, name: str) -> OwnFile | None:
+        """The file that a task is of; None for those of the registry."""
+        return None if name in TASKS else self.file
+
     def task(self, name: str) -> Task | OwnTask:
         """A task by its name."""
-        return TASKS[name] if name in TASKS or self.file is None else self.file.task(name)
+        file = self._owner(name)
+        return file.task(name) if file else TASKS[name]
 
     @property
     def places(self) -> list[tuple[str, int]]:
@@ -59,21 +64,19 @@ class TaskRequest:
 
     def packed(self, name: str) -> bytes:
         """Contexts of one of the user's tasks, for the child that tokenizes; else nothing."""
-        if name in TASKS or self.file is None:
-            return b""
-        return self.file.pack(name, self.measured.documents)
+        file = self._owner(name)
+        return file.pack(name, self.measured.documents) if file else b""
 
     def n_items(self, name: str) -> int:
         """Contexts of a task at a length, where all of the user's fit."""
-        if name in TASKS or self.file is None:
-            return self.documents
-        return self.file.items(name, self.measured.documents, self.queries)
+        file = self._owner(name)
+        return file.items(name, self.measured.documents, self.queries) if file else self.documents
 
     def n_queries(self, name: str) -> int:
         """Most questions about one context of a task."""
-        if name in TASKS or self.file is None:
-            return self.queries
-        return min(self.queries, max(len(c.queries) for c in self.file.contexts[name]))
+        file = self._owner(name)
+        most = max(len(c.queries) for c in file.contexts[name]) if file else self.queries
+        return min(self.queries, most)
 
     @property
     def names(self) -> tuple[str, ...]:
